@@ -1,0 +1,57 @@
+/*
+ * The dispatch table: one row per kernel, best first, ending at the reference.  Level, tile, packed
+ * layout and epilogue are chosen together, so that a layout cannot disagree with its kernel.
+ *
+ * An id names a packed layout in completions and in files: never reuse one, and give a kernel whose
+ * nr, kr or packing order changes a new one.  Adding a kernel: kernels/README.md.
+ *
+ * GEMM_X86 is decided by kernels/meson.build, which alone knows what was compiled.
+ */
+#include "kernels/gemm.h"
+
+/* Declared here and, again through the same function types, in the files that define them: a
+ * disagreement cannot compile. */
+gemm_ukernel_fn gemm_u8s8s32_4x16c1_ref;
+gemm_epilogue_fn gemm_epilogue_ref;
+#if GEMM_X86
+gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
+gemm_ukernel_fn gemm_u8s8s32_6x64c2_avx512;
+gemm_ukernel_fn gemm_u8s8s32_6x16c4_avxvnni;
+gemm_ukernel_fn gemm_u8s8s32_6x16c2_avx2;
+gemm_epilogue_fn gemm_epilogue_avx512;
+gemm_epilogue_fn gemm_epilogue_avx2;
+#endif
+
+#define ROW(number, level_, suffix, mr_, nr_, kr_, epilogue_)                                      \
+    {                                                                                              \
+        .name = "gemm_u8s8s32_" #mr_ "x" #nr_ "c" #kr_ "_" #suffix, .level = (level_),             \
+        .id = (number), .mr = (mr_), .nr = (nr_), .kr = (kr_),                                     \
+        .ukernel = gemm_u8s8s32_##mr_##x##nr_##c##kr_##_##suffix, .epilogue = (epilogue_),         \
+    }
+
+static const struct gemm_kernel kernels[] = {
+#if GEMM_X86
+    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, gemm_epilogue_avx512),
+    ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, gemm_epilogue_avx2),
+    ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, gemm_epilogue_avx512),
+    ROW(2, CPU_LEVEL_AVX2, avx2, 6, 16, 2, gemm_epilogue_avx2),
+#endif
+    ROW(1, CPU_LEVEL_REF, ref, 4, 16, 1, gemm_epilogue_ref),
+};
+
+enum { KERNEL_COUNT = sizeof(kernels) / sizeof(kernels[0]) };
+
+const struct gemm_kernel *gemm_kernels(size_t *count)
+{
+    *count = KERNEL_COUNT;
+    return kernels;
+}
+
+const struct gemm_kernel *gemm_select(uint32_t levels)
+{
+    size_t row = 0;
+
+    while (row + 1 < KERNEL_COUNT && !(levels & (UINT32_C(1) << kernels[row].level)))
+        row++;
+    return &kernels[row];
+}

@@ -1,0 +1,103 @@
+/*
+ * The contract between the macro-kernel, the micro-kernels and whoever calls them.
+ *
+ *     C [m x n] = epilogue( A [m x k] * B [n x k]^T )
+ *
+ * A: u8 or s8 rows, given as an array of row pointers, so that a plain job (constant stride), a
+ *    coalesced job (rows of several sessions) and a convolution (taps) are the same call
+ *    (the indirect GEMM of XNNPACK; M. Dukhan, "The Indirect Convolution Algorithm", 2019).
+ * B: s8 weights, packed once into panels (kernels/pack.h).
+ * C: rows given as pointers; element type chosen by the epilogue (kernels/epilogue.h).
+ *
+ * Numeric contract: every level yields the same bits as kernels/ref.  The accumulator is s32,
+ * exact modulo 2^32; k is limited (GEMM_K_MAX) so that it cannot wrap.
+ *
+ * No function here allocates, locks, logs, or makes a system call.  Preconditions are asserted.
+ */
+#ifndef GEMMD_KERNELS_GEMM_H
+#define GEMMD_KERNELS_GEMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/cpu.h"
+
+/* Values are the wire's (proto/abi.h); the worker static_asserts that they agree. */
+enum gemm_type {
+    GEMM_TYPE_U8 = 1,
+    GEMM_TYPE_S8 = 2,
+    GEMM_TYPE_S32 = 3,
+    GEMM_TYPE_F32 = 4,
+    GEMM_TYPE_BF16 = 5,
+};
+
+enum gemm_activation {
+    GEMM_ACTIVATION_NONE = 0,
+    GEMM_ACTIVATION_RELU = 1,
+};
+
+enum {
+    /* 255 * 128 * 65536 = 2,139,095,040 < 2^31: no sum of k products of u8 * s8 can wrap. */
+    GEMM_K_MAX = 65536,
+    /* Rows per gemm_run call: bounds the caller's row-pointer tables (16 KiB for A and C). */
+    GEMM_ROWS_MAX = 1024,
+    /* Upper bounds over all kernels of the table, for buffers on the stack. */
+    GEMM_MR_MAX = 32,
+    GEMM_NR_MAX = 64,
+    /* Panels and per-column arrays start and end on this alignment (a cache line). */
+    GEMM_ALIGN = 64,
+};
+
+/*
+ * Micro-kernel: acc[i * nr + j] = sum over t < k of a[i][t] * panel(j, t), for i < m (1 <= m <= mr)
+ * and all j < nr.  `a` holds m row pointers; row i is read only inside a[i][0 .. k), whatever k is
+ * (guard pages test that).  `a_flip` is 0 for u8 rows; for s8 rows it is 0x80, and the kernel uses
+ * (a ^ 0x80) as u8, that is a + 128; the caller corrects by 128 * column sum in the epilogue's offset.
+ * `panel` is one packed panel of nr columns, padded to nr and kr with zeros, 64-byte aligned.
+ * `acc` is 64-byte aligned.  Rows of acc beyond m are unspecified afterwards.
+ */
+typedef void gemm_ukernel_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                             const int8_t *panel, int32_t *acc);
+
+struct gemm_epilogue;
+
+/* Epilogue of a tile: for i < m, j < n (n <= nr): c[i][column + j] = f(acc[i * nr + j], column + j).
+ * See kernels/epilogue.h for f.  Writes nothing outside those m * n elements. */
+typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
+                              const struct gemm_epilogue *epilogue, size_t column, void *const *c);
+
+/* One row of the dispatch table: kernel, tile and packed layout are chosen together, so that a
+ * layout can never disagree with its kernel. */
+struct gemm_kernel {
+    const char *name;     /* "gemm_u8s8s32_6x64c4_avx512vnni" */
+    enum cpu_level level;
+    uint16_t id;          /* stable number, reported in completions and stored in packed files */
+    uint16_t mr, nr, kr;  /* kr: consecutive k bytes of one column that lie together in a panel */
+    gemm_ukernel_fn *ukernel;
+    gemm_epilogue_fn *epilogue;
+};
+
+/* The best kernel whose level is in `levels` (a mask of 1u << level).  Never NULL: the reference is
+ * in every mask. */
+const struct gemm_kernel *gemm_select(uint32_t levels);
+
+/* The table, best first; *count rows.  For tests, benchmarks and `gemmctl info`. */
+const struct gemm_kernel *gemm_kernels(size_t *count);
+
+/* Packed weights ready to run: what one layer owns.  Read-only once built. */
+struct gemm_weights {
+    const struct gemm_kernel *kernel;
+    uint32_t n, k;
+    const int8_t *panels; /* gemm_packed_bytes(kernel, n, k), 64-byte aligned */
+};
+
+/* C rows = epilogue(A rows * B^T) for columns [n_begin, n_end).
+ *   rows            1 <= rows <= GEMM_ROWS_MAX
+ *   n_begin, n_end  n_begin a multiple of kernel->nr; n_end likewise or == weights->n
+ *   a, c            `rows` pointers each; c[i] points at column 0 of its row
+ * Blocks over rows and panels only; k is never split, so that an accumulator stays in registers.
+ * Reads a row only inside its k bytes, writes a C row only inside [n_begin, n_end). */
+void gemm_run(const struct gemm_weights *weights, const struct gemm_epilogue *epilogue, size_t rows,
+              const uint8_t *const *a, void *const *c, size_t n_begin, size_t n_end);
+
+#endif

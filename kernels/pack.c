@@ -1,0 +1,69 @@
+/*
+ * B [n x k] -> panels, and back.  The layout is in pack.h; every kernel's is the same formula with
+ * its own nr and kr.
+ *
+ * Cost: one pass over B and one over the panels.  Runs once per layer, when it is loaded, so it
+ * stays plain: about 1 GB/s, which a disk does not outrun.
+ */
+#include "kernels/pack.h"
+
+#include <assert.h>
+#include <string.h>
+
+static size_t round_up(size_t value, size_t multiple)
+{
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+/* Where panel byte (t, column) lies: the first of the kr bytes. */
+static size_t panel_offset(const struct gemm_kernel *kernel, size_t k, size_t column, size_t t)
+{
+    size_t panel_bytes = kernel->nr * round_up(k, kernel->kr);
+
+    return column / kernel->nr * panel_bytes + t * kernel->nr + column % kernel->nr * kernel->kr;
+}
+
+size_t gemm_packed_bytes(const struct gemm_kernel *kernel, uint32_t n, uint32_t k)
+{
+    return round_up(round_up(n, kernel->nr) * round_up(k, kernel->kr), GEMM_ALIGN);
+}
+
+void gemm_pack(const struct gemm_kernel *kernel, uint32_t n, uint32_t k, const int8_t *b,
+               size_t stride_bytes, int8_t *panels, int32_t *column_sums)
+{
+    size_t kr = kernel->kr;
+    size_t n_padded = round_up(n, kernel->nr), k_padded = round_up(k, kr);
+    size_t used = n_padded * k_padded;
+
+    assert(n > 0 && k > 0 && k <= GEMM_K_MAX && (uintptr_t)panels % GEMM_ALIGN == 0);
+    for (size_t j = 0; j < n_padded; j++) {
+        const int8_t *row = j < n ? b + j * stride_bytes : NULL;
+        int32_t sum = 0;
+
+        for (size_t t = 0; t < k_padded; t += kr) {
+            int8_t *to = panels + panel_offset(kernel, k, j, t);
+            size_t have = !row || t >= k ? 0 : k - t < kr ? k - t : kr;
+
+            for (size_t r = 0; r < kr; r++) {
+                to[r] = r < have ? row[t + r] : 0;
+                sum += to[r];
+            }
+        }
+        if (row)
+            column_sums[j] = sum;
+    }
+    memset(panels + used, 0, gemm_packed_bytes(kernel, n, k) - used);
+}
+
+void gemm_unpack(const struct gemm_kernel *kernel, uint32_t n, uint32_t k, const int8_t *panels,
+                 int8_t *b, size_t stride_bytes)
+{
+    size_t kr = kernel->kr;
+
+    assert(n > 0 && k > 0 && k <= GEMM_K_MAX);
+    for (size_t j = 0; j < n; j++) {
+        for (size_t t = 0; t < k; t += kr)
+            memcpy(b + j * stride_bytes + t, panels + panel_offset(kernel, k, j, t),
+                   k - t < kr ? k - t : kr);
+    }
+}

@@ -1,0 +1,188 @@
+/*
+ * u8 x s8 -> s32, tile 6 x 64, AVX-512 VNNI.
+ *
+ * vpdpbusd adds four u8*s8 products to each s32 lane, exactly: the sum of four is at most 4*255*128
+ * in magnitude and is not saturated on the way.  B is loaded as packed (one zmm: 16 columns x 4 k),
+ * A is broadcast four bytes at a time.
+ *
+ *     registers: 24 accumulators (6 rows x 4 zmm), 4 for B, 1 for A, of 32
+ *     per 4 k:   24 vpdpbusd on two ports = 12 cycles, 10 loads
+ *
+ * 24 accumulators cover the latency of 5 cycles x 2 ports more than twice.  With fewer than four
+ * rows the free accumulators take further k steps (6 / m of them, summed at the end): a single row
+ * would otherwise run at the latency of its four chains and not at the bandwidth of the cache.
+ *
+ * A rows are read directly, in whole groups of 4 bytes.  What cannot be is first copied to the
+ * stack: the last k % 4 bytes (rows may end at a page's end), and s8 rows, whose bytes need a flip
+ * that would compete with vpdpbusd for its two ports once per row and step.
+ */
+#include "kernels/gemm.h"
+
+#include <immintrin.h>
+
+enum {
+    MR = 6,
+    NV = 4, /* zmm per row of the tile */
+    KR = 4,
+    LANES = 16,
+    STEP_BYTES = NV * 64,  /* panel bytes per k step */
+    COPY_BYTES = 1024,     /* k bytes of each row copied at a time: 6 KiB of stack, in L1 */
+    PREFETCH_BYTES = 1024, /* four steps ahead, some 50 cycles */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+/* Whole loops over a register array: an index that survives puts the array into memory. */
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 24")
+#endif
+
+gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
+
+INLINE __m512i broadcast4(const uint8_t *p)
+{
+    int32_t four;
+
+    __builtin_memcpy(&four, p, sizeof(four));
+    return _mm512_set1_epi32(four);
+}
+
+/* One row of one k step. */
+INLINE void row(const uint8_t *a, const __m512i *b, __m512i *sum)
+{
+    __m512i four = broadcast4(a);
+
+    UNROLL
+    for (size_t v = 0; v < NV; v++)
+        sum[v] = _mm512_dpbusd_epi32(sum[v], four, b[v]);
+}
+
+/* One k step: 4 bytes of each of m rows, at byte t, into accumulator set `sum`. */
+INLINE void step(size_t m, const uint8_t *const *a, size_t t, const int8_t *panel, __m512i *sum)
+{
+    __m512i b[NV];
+
+    UNROLL
+    for (size_t v = 0; v < NV; v++)
+        b[v] = _mm512_load_si512(panel + v * 64);
+    /* Not a loop over m: clang 14 keeps `sum` in memory when a loop has but one iteration. */
+    row(a[0] + t, b, sum);
+    if (m > 1)
+        row(a[1] + t, b, sum + NV);
+    if (m > 2)
+        row(a[2] + t, b, sum + 2 * NV);
+    if (m > 3)
+        row(a[3] + t, b, sum + 3 * NV);
+    if (m > 4)
+        row(a[4] + t, b, sum + 4 * NV);
+    if (m > 5)
+        row(a[5] + t, b, sum + 5 * NV);
+}
+
+/* The panel is longer than L1 for k above 700: without this the multiplies wait for L2 now and then
+ * (2-3 % on the machine of kernels/README.md).  Past the panel's end lies the next one, and a
+ * prefetch beyond the last cannot fault. */
+INLINE void prefetch(const int8_t *panel, size_t bytes)
+{
+    UNROLL
+    for (size_t line = 0; line < bytes / 64; line++)
+        _mm_prefetch(panel + line * 64, _MM_HINT_T0);
+}
+
+/* acc (+)= A * panel over `steps` k steps, for a constant m. */
+INLINE void tile(size_t m, size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
+                 int accumulate)
+{
+    const size_t unroll = MR / m;
+    __m512i sum[MR * NV];
+    size_t t = 0;
+
+    UNROLL
+    for (size_t i = 0; i < unroll * m * NV; i++)
+        sum[i] = _mm512_setzero_si512();
+    if (accumulate) {
+        UNROLL
+        for (size_t i = 0; i < m * NV; i++)
+            sum[i] = _mm512_load_si512(acc + i * LANES);
+    }
+    for (; t + unroll <= steps; t += unroll) {
+        prefetch(panel + PREFETCH_BYTES, unroll * STEP_BYTES);
+        step(m, a, t * KR, panel, sum);
+        if (unroll > 1)
+            step(m, a, (t + 1) * KR, panel + STEP_BYTES, sum + m * NV);
+        if (unroll > 2)
+            step(m, a, (t + 2) * KR, panel + 2 * STEP_BYTES, sum + 2 * m * NV);
+        if (unroll > 3) {
+            step(m, a, (t + 3) * KR, panel + 3 * STEP_BYTES, sum + 3 * m * NV);
+            step(m, a, (t + 4) * KR, panel + 4 * STEP_BYTES, sum + 4 * m * NV);
+            step(m, a, (t + 5) * KR, panel + 5 * STEP_BYTES, sum + 5 * m * NV);
+        }
+        panel += unroll * STEP_BYTES;
+    }
+    for (; t < steps; t++, panel += STEP_BYTES)
+        step(m, a, t * KR, panel, sum);
+    UNROLL
+    for (size_t i = m * NV; i < unroll * m * NV; i++)
+        sum[i % (m * NV)] = _mm512_add_epi32(sum[i % (m * NV)], sum[i]);
+    UNROLL
+    for (size_t i = 0; i < m * NV; i++)
+        _mm512_store_si512(acc + i * LANES, sum[i]);
+}
+
+/* A function for each m, so that m is a constant in it. */
+typedef void tile_fn(size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
+                     int accumulate);
+
+#define TILE(m)                                                                                    \
+    static void tile_##m(size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc, \
+                         int accumulate)                                                           \
+    {                                                                                              \
+        tile(m, steps, a, panel, acc, accumulate);                                                 \
+    }
+
+TILE(1)
+TILE(2)
+TILE(3)
+TILE(4)
+TILE(5)
+TILE(6)
+
+static tile_fn *const tiles[MR + 1] = {NULL, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
+
+/* to[0 .. bytes) = from ^ flip, and anything up to the next multiple of 64: those bytes only meet
+ * the zeros with which a panel is padded. */
+static void copy_row(uint8_t *to, const uint8_t *from, size_t bytes, __m512i flip)
+{
+    size_t t = 0;
+
+    for (; t + 64 <= bytes; t += 64)
+        _mm512_store_si512(to + t, _mm512_xor_si512(_mm512_loadu_si512(from + t), flip));
+    if (t < bytes) {
+        __mmask64 mask = ~UINT64_C(0) >> (64 - (bytes - t)); /* masked bytes cannot fault */
+
+        _mm512_store_si512(to + t, _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, from + t), flip));
+    }
+}
+
+void gemm_u8s8s32_6x64c4_avx512vnni(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                                    const int8_t *panel, int32_t *acc)
+{
+    _Alignas(64) uint8_t copy[MR][COPY_BYTES];
+    const __m512i flip = _mm512_set1_epi8((char)a_flip);
+    const uint8_t *rows[MR];
+    size_t t = a_flip ? 0 : k / KR * KR;
+
+    if (t)
+        tiles[m](t / KR, a, panel, acc, 0);
+    while (t < k) {
+        size_t bytes = k - t < COPY_BYTES ? k - t : COPY_BYTES;
+
+        for (size_t i = 0; i < m; i++) {
+            copy_row(copy[i], a[i] + t, bytes, flip);
+            rows[i] = copy[i];
+        }
+        tiles[m]((bytes + KR - 1) / KR, rows, panel + t / KR * STEP_BYTES, acc, t > 0);
+        t += bytes;
+    }
+}

@@ -1,0 +1,103 @@
+/*
+ * What the parts of checkgemm share: seeded random numbers, guarded memory, the shapes, and the one
+ * way to report a difference.  checkgemm.c owns the run; each check_*.c is one family of checks.
+ */
+#ifndef GEMMD_TESTS_KERNEL_CHECK_H
+#define GEMMD_TESTS_KERNEL_CHECK_H
+
+#ifdef NDEBUG
+#error "tests need their assertions"
+#endif
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/epilogue.h"
+#include "kernels/gemm.h"
+#include "kernels/pack.h"
+
+/* ---- the run (checkgemm.c) ----------------------------------------------------------------- */
+
+/* The kernel under test and what is being done with it: printed when something differs or a signal
+ * arrives. */
+struct check_context {
+    const char *kernel_name;
+    char what[160];
+    uint64_t checks_done;
+    uint64_t failures;
+};
+
+extern struct check_context check_context;
+
+/* Describes the step about to run; a fault inside it is reported with this text. */
+__attribute__((format(printf, 1, 2))) void check_step(const char *format, ...);
+
+/* Counts one check; when `ok` is false, prints the current step and `detail` (the first few). */
+__attribute__((format(printf, 2, 3))) void check(bool ok, const char *detail, ...);
+
+/* ---- random numbers and distributions (random.c) ------------------------------------------- */
+
+void random_seed(uint64_t seed);
+uint64_t random_u64(void);
+/* In [0, bound). */
+uint32_t random_below(uint32_t bound);
+
+/* Distributions picked to meet the places where int8 kernels break; every one is valid for u8 and
+ * s8 alike (bytes). */
+enum fill {
+    FILL_UNIFORM,
+    FILL_MAXIMAL,     /* A 255 (u8) or 127 (s8), B 127: the largest positive sums */
+    FILL_MINIMAL,     /* B -128 against A 255 or -128: the largest negative (or flipped) sums */
+    FILL_ALTERNATING, /* extremes changing sign in pairs: saturates vpmaddubsw both ways */
+    FILL_EXTREMES,    /* each byte one of 0, 1, 127, 128, 254, 255 */
+    FILL_SPARSE,      /* one byte in 16 */
+    FILL_COUNT
+};
+
+const char *fill_name(enum fill fill);
+void fill_a(enum fill fill, uint8_t *to, size_t bytes, enum gemm_type a_type);
+void fill_b(enum fill fill, int8_t *to, size_t bytes);
+
+/* ---- guarded memory (guard.c) -------------------------------------------------------------- */
+
+/* Readable bytes between two inaccessible pages. */
+struct guard {
+    uint8_t *data; /* `bytes` bytes: at the end of its pages, or at their beginning */
+    size_t bytes;
+    uint8_t *mapping;
+    size_t mapping_bytes;
+};
+
+enum guard_side {
+    GUARD_AFTER,  /* data[bytes] faults */
+    GUARD_BEFORE, /* data[-1] faults */
+};
+
+/* Room for up to `bytes`; never fails (exits).  guard_place moves `data` in the same mapping. */
+void guard_alloc(struct guard *guard, size_t bytes);
+void guard_place(struct guard *guard, size_t bytes, enum guard_side side);
+void guard_free(struct guard *guard);
+
+/* 64-byte aligned memory, zeroed; exits when there is none.  Release with free(). */
+void *check_alloc(size_t bytes);
+
+/* ---- the families -------------------------------------------------------------------------- */
+
+void check_pack(const struct gemm_kernel *kernel);
+void check_ukernel(const struct gemm_kernel *kernel);
+void check_epilogue(const struct gemm_kernel *kernel);
+void check_run(const struct gemm_kernel *kernel);
+
+/* Once per run: fixed cases with answers worked out by hand, against the reference. */
+void check_reference(void);
+void check_cpu(void);
+
+/* GOPS of every kernel of `levels` whose name contains `filter` (NULL: all). */
+void bench(uint32_t levels, const char *filter);
+
+/* The oracle of all: sum over t of a[t] * b[t], with a as u8 or s8. */
+int32_t oracle_dot(size_t k, const uint8_t *a, enum gemm_type a_type, const int8_t *b);
+
+#endif

@@ -1,0 +1,112 @@
+/* Seeded random numbers (splitmix64) and the hostile distributions. */
+#include "tests/kernel/check.h"
+
+#include <string.h>
+
+static uint64_t state;
+
+void random_seed(uint64_t seed)
+{
+    state = seed;
+}
+
+uint64_t random_u64(void)
+{
+    uint64_t z = state += UINT64_C(0x9e3779b97f4a7c15);
+
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+uint32_t random_below(uint32_t bound)
+{
+    return (uint32_t)(((random_u64() >> 32) * bound) >> 32);
+}
+
+const char *fill_name(enum fill fill)
+{
+    static const char *const names[FILL_COUNT] = {"uniform",     "maximal",  "minimal",
+                                                  "alternating", "extremes", "sparse"};
+
+    return names[fill];
+}
+
+static void fill_uniform(uint8_t *to, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        to[i] = (uint8_t)random_u64();
+}
+
+static uint8_t extreme(void)
+{
+    static const uint8_t values[] = {0, 1, 127, 128, 254, 255};
+
+    return values[random_below(sizeof(values))];
+}
+
+void fill_a(enum fill fill, uint8_t *to, size_t bytes, enum gemm_type a_type)
+{
+    bool is_signed = a_type == GEMM_TYPE_S8;
+
+    fill_uniform(to, bytes);
+    for (size_t i = 0; i < bytes; i++) {
+        switch (fill) {
+        case FILL_MAXIMAL:
+            to[i] = is_signed ? 127 : 255;
+            break;
+        case FILL_MINIMAL:
+            to[i] = is_signed ? 128 : 255;
+            break;
+        case FILL_ALTERNATING: /* for s8: +127 +127 -128 -128 */
+            to[i] = !is_signed ? 255 : i / 2 % 2 ? 128 : 127;
+            break;
+        case FILL_EXTREMES:
+            to[i] = extreme();
+            break;
+        case FILL_SPARSE:
+            if (random_below(16))
+                to[i] = 0;
+            break;
+        default:
+            break;
+        }
+    }
+}
+
+void fill_b(enum fill fill, int8_t *to, size_t bytes)
+{
+    fill_uniform((uint8_t *)to, bytes);
+    for (size_t i = 0; i < bytes; i++) {
+        switch (fill) {
+        case FILL_MAXIMAL:
+            to[i] = 127;
+            break;
+        case FILL_MINIMAL:
+            to[i] = -128;
+            break;
+        case FILL_ALTERNATING: /* pairs of one sign: both saturations of a pairwise s16 sum */
+            to[i] = i / 2 % 2 ? -128 : 127;
+            break;
+        case FILL_EXTREMES:
+            to[i] = (int8_t)extreme();
+            break;
+        case FILL_SPARSE:
+            if (random_below(16))
+                to[i] = 0;
+            break;
+        default:
+            break;
+        }
+    }
+}
+
+int32_t oracle_dot(size_t k, const uint8_t *a, enum gemm_type a_type, const int8_t *b)
+{
+    int64_t sum = 0;
+
+    for (size_t t = 0; t < k; t++)
+        sum += (int64_t)(a_type == GEMM_TYPE_S8 ? (int8_t)a[t] : a[t]) * b[t];
+    assert(sum >= INT32_MIN && sum <= INT32_MAX);
+    return (int32_t)sum;
+}

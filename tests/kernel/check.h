@@ -18,7 +18,7 @@
 #include "kernels/gemm.h"
 #include "kernels/pack.h"
 
-/* ---- the run (checkgemm.c) ----------------------------------------------------------------- */
+/* ---- the run (checkgemm.c) ------------------------------------------------------------------- */
 
 /* The kernel under test and what is being done with it: printed when something differs or a signal
  * arrives. */
@@ -37,7 +37,7 @@ __attribute__((format(printf, 1, 2))) void check_step(const char *format, ...);
 /* Counts one check; when `ok` is false, prints the current step and `detail` (the first few). */
 __attribute__((format(printf, 2, 3))) void check(bool ok, const char *detail, ...);
 
-/* ---- random numbers and distributions (random.c) ------------------------------------------- */
+/* ---- random numbers and distributions (random.c) --------------------------------------------- */
 
 void random_seed(uint64_t seed);
 uint64_t random_u64(void);
@@ -60,7 +60,7 @@ const char *fill_name(enum fill fill);
 void fill_a(enum fill fill, uint8_t *to, size_t bytes, enum gemm_type a_type);
 void fill_b(enum fill fill, int8_t *to, size_t bytes);
 
-/* ---- guarded memory (guard.c) -------------------------------------------------------------- */
+/* ---- guarded memory (guard.c) ---------------------------------------------------------------- */
 
 /* Readable bytes between two inaccessible pages. */
 struct guard {
@@ -83,7 +83,7 @@ void guard_free(struct guard *guard);
 /* 64-byte aligned memory, zeroed; exits when there is none.  Release with free(). */
 void *check_alloc(size_t bytes);
 
-/* ---- the families -------------------------------------------------------------------------- */
+/* ---- the families ---------------------------------------------------------------------------- */
 
 void check_pack(const struct gemm_kernel *kernel);
 void check_ukernel(const struct gemm_kernel *kernel);

@@ -155,7 +155,7 @@ void check_epilogue(const struct gemm_kernel *kernel)
     free(x);
 }
 
-/* ---- the reference against paper ----------------------------------------------------------- */
+/* ---- the reference against paper ------------------------------------------------------------- */
 
 struct paper_case {
     int32_t acc, offset;

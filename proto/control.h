@@ -1,0 +1,302 @@
+/*
+ * Control messages: AF_UNIX SOCK_SEQPACKET, one struct per packet, little-endian, no padding, never
+ * on the job path.  Each request gets exactly one reply of type request | GEMMD_REPLY with the same
+ * serial; header.status tells success or the field at fault, and the body beyond the header is
+ * all zeros then.  File descriptors travel from the worker to the client only: four with the
+ * hello reply, one with the stats reply.  A message that carries some the other way ends the
+ * session.
+ *
+ * Session states and what each allows (anything else: STATUS_STATE, the session lives on):
+ *   NEW      HELLO -> MAPPING, or LIVE when the hello asks for control only
+ *   MAPPING  MAPPED -> LIVE
+ *   LIVE     everything but HELLO and MAPPED
+ */
+#ifndef GEMMD_PROTO_CONTROL_H
+#define GEMMD_PROTO_CONTROL_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/abi.h"
+#include "proto/limits.h"
+
+enum gemmd_message_type {
+    GEMMD_MSG_HELLO = 1,
+    GEMMD_MSG_MAPPED = 2,       /* all segments are mapped: the worker may seal them */
+    GEMMD_MSG_LAYER_CREATE = 3, /* attach by content, or open an upload */
+    GEMMD_MSG_LAYER_DATA = 4,   /* a piece of the upload lies in the arena */
+    GEMMD_MSG_LAYER_COMMIT = 5, /* the upload is complete: pack it */
+    GEMMD_MSG_LAYER_OPEN = 6,   /* by name */
+    GEMMD_MSG_LAYER_CLOSE = 7,
+    GEMMD_MSG_INFO = 8,
+    GEMMD_MSG_LAYERS = 9,    /* the index-th layer of the worker */
+    GEMMD_MSG_SESSIONS = 10, /* the index-th session of the worker */
+    GEMMD_MSG_STATS = 11,    /* the counters page, as a descriptor */
+    GEMMD_MSG_TYPE_COUNT = 12,
+    GEMMD_REPLY = 0x8000,
+};
+
+struct gemmd_msg_header {
+    uint32_t type;   /* 0 */
+    uint32_t bytes;  /* 4: of the whole message; equals the packet's length */
+    uint32_t serial; /* 8: chosen by the client, echoed */
+    int32_t status;  /* 12: 0 in a request */
+};
+
+enum { GEMMD_HELLO_CONTROL_ONLY = 1 }; /* no segments: gemmctl */
+
+struct gemmd_msg_hello {
+    struct gemmd_msg_header header;
+    uint64_t magic;        /* 16 */
+    uint32_t version_min;  /* 24 */
+    uint32_t version_max;  /* 28 */
+    uint64_t features;     /* 32: what the client could use */
+    uint32_t flags;        /* 40: GEMMD_HELLO_* */
+    uint32_t ring_entries; /* 44: wanted; 0 = default */
+    uint64_t arena_bytes;  /* 48: wanted; 0 = default; rounded up to the arena's page size */
+    uint64_t reserved;     /* 56: 0 */
+};
+
+struct gemmd_msg_hello_reply {
+    struct gemmd_msg_header header;
+    uint64_t magic;          /* 16 */
+    uint32_t version;        /* 24: in force */
+    uint32_t session_id;     /* 28: never 0 */
+    uint64_t features;       /* 32: in force */
+    uint32_t ring_entries;   /* 40 */
+    uint32_t ring_start;     /* 44 */
+    uint64_t c2w_bytes;      /* 48 */
+    uint64_t w2c_bytes;      /* 56 */
+    uint64_t arena_bytes;    /* 64 */
+    uint64_t arena_page_bytes; /* 72 */
+    uint64_t worker_epoch;   /* 80: differs for each start of a worker */
+    uint32_t spin_ns_max;    /* 88: how long a client may spin before it sleeps; 0: one CPU */
+    uint32_t reserved;       /* 92 */
+};
+
+struct gemmd_msg_mapped {
+    struct gemmd_msg_header header;
+};
+
+struct gemmd_msg_mapped_reply {
+    struct gemmd_msg_header header;
+};
+
+/* What a layer is, apart from its data.  Hashed as these 64 bytes. */
+struct gemmd_layer_desc_abi {
+    uint32_t n;            /*  0: output channels, columns of C */
+    uint32_t k;            /*  4: depth, columns of A */
+    uint8_t a_type;        /*  8: U8 or S8 */
+    uint8_t c_type;        /*  9: U8, S8, S32 or F32 */
+    uint8_t bias_type;     /* 10: NONE, S32 or F32 */
+    uint8_t activation;    /* 11: enum gemmd_abi_activation */
+    uint32_t scale_count;  /* 12: 1 (per tensor) or n (per channel) */
+    int32_t a_zero_point;  /* 16 */
+    int32_t c_zero_point;  /* 20 */
+    float a_scale;         /* 24 */
+    float c_scale;         /* 28 */
+    uint32_t reserved[8];  /* 32: 0 */
+};
+
+/*
+ * The raw bytes of a layer ("image"), as uploaded and hashed: s8 weights [n][k], f32 scales
+ * [scale_count], bias [n] if any, each part starting on a multiple of 64, gaps zero.
+ * content_id = XXH3-128 of the desc followed by the image, low half first.
+ */
+struct gemmd_msg_layer_create {
+    struct gemmd_msg_header header;
+    struct gemmd_layer_desc_abi desc; /* 16 */
+    uint64_t content_id[2];           /* 80 */
+    char name[GEMMD_NAME_BYTES];      /* 96: empty = none */
+};
+
+struct gemmd_msg_layer_commit {
+    struct gemmd_msg_header header;
+};
+
+struct gemmd_msg_layer_open {
+    struct gemmd_msg_header header;
+    char name[GEMMD_NAME_BYTES]; /* 16 */
+};
+
+/* Reply to LAYER_CREATE, LAYER_COMMIT and LAYER_OPEN. */
+struct gemmd_msg_layer_reply {
+    struct gemmd_msg_header header;
+    uint32_t layer_id;                /* 16 */
+    uint32_t layer_gen;               /* 20: 0: not attached, send the image (CREATE only) */
+    struct gemmd_layer_desc_abi desc; /* 24 */
+    uint64_t content_id[2];           /* 88 */
+    uint64_t weight_bytes_new;        /* 104: worker memory this call added; 0 when it attached */
+};
+
+struct gemmd_msg_layer_data {
+    struct gemmd_msg_header header;
+    uint64_t image_offset; /* 16: must continue the previous piece */
+    uint64_t arena_offset; /* 24 */
+    uint64_t bytes;        /* 32 */
+};
+
+struct gemmd_msg_layer_data_reply {
+    struct gemmd_msg_header header;
+    uint64_t received; /* 16: image bytes so far */
+};
+
+struct gemmd_msg_layer_close {
+    struct gemmd_msg_header header;
+    uint32_t layer_id;  /* 16 */
+    uint32_t layer_gen; /* 20 */
+};
+
+struct gemmd_msg_layer_close_reply {
+    struct gemmd_msg_header header;
+};
+
+struct gemmd_msg_info {
+    struct gemmd_msg_header header;
+};
+
+struct gemmd_msg_info_reply {
+    struct gemmd_msg_header header;
+    char worker_version[16];    /* 16 */
+    uint32_t pid;               /* 32 */
+    int32_t node;               /* 36 */
+    uint32_t cpu_count;         /* 40: CPUs given to the worker */
+    uint32_t dispatcher_cpu;    /* 44 */
+    char level[16];             /* 48: "avx512vnni" */
+    char kernel[64];            /* 64 */
+    char event_level[16];       /* 128: "F0" .. "F3" */
+    uint64_t uptime_ns;         /* 144 */
+    uint32_t session_count;     /* 152 */
+    uint32_t layer_count;       /* 156 */
+    uint64_t pool_bytes;        /* 160: mapped for weights */
+    uint64_t pool_bytes_used;   /* 168 */
+    uint64_t pool_bytes_1g;     /* 176: of pool_bytes, on 1 GiB pages */
+    uint64_t pool_bytes_2m;     /* 184: on 2 MiB hugetlb pages */
+    uint64_t pool_bytes_thp;    /* 192: on transparent huge pages, as read from smaps */
+    uint64_t pool_bytes_4k;     /* 200 */
+    uint64_t
+        pool_bytes_on_node; /* 208: verified on `node`; pool_bytes when the kernel has no NUMA */
+    uint64_t pool_bytes_limit;  /* 216 */
+    uint64_t arena_bytes;       /* 224: of all sessions */
+    uint64_t worker_epoch;      /* 232 */
+    char lost[256];             /* 240: what start-up had to do without; empty = nothing */
+};
+
+/* Request of LAYERS and SESSIONS. */
+struct gemmd_msg_list {
+    struct gemmd_msg_header header;
+    uint32_t index;    /* 16: 0 .. count - 1; the order may change as layers come and go */
+    uint32_t reserved; /* 20 */
+};
+
+struct gemmd_msg_layers_reply {
+    struct gemmd_msg_header header;
+    struct gemmd_layer_desc_abi desc; /* 16 */
+    uint64_t content_id[2];           /* 80 */
+    char name[GEMMD_NAME_BYTES];      /* 96 */
+    uint64_t weight_bytes;            /* 160: of worker memory */
+    uint64_t page_bytes;              /* 168: of the pages that hold it */
+    int32_t node;                     /* 176 */
+    uint32_t references;              /* 180: sessions that have it open */
+    uint64_t jobs;                    /* 184 */
+    uint64_t rows;                    /* 192 */
+    char kernel[64];                  /* 200 */
+};
+
+struct gemmd_msg_sessions_reply {
+    struct gemmd_msg_header header;
+    uint32_t session_id;     /* 16 */
+    uint32_t pid;            /* 20: as the kernel reported it at connect */
+    uint32_t uid;            /* 24 */
+    uint32_t ring_entries;   /* 28 */
+    uint64_t arena_bytes;    /* 32 */
+    uint64_t jobs;           /* 40 */
+    uint64_t jobs_failed;    /* 48 */
+    uint64_t rows;           /* 56 */
+    uint64_t exec_ns;        /* 64 */
+    uint64_t doorbells;      /* 72 */
+    uint64_t wakeups;        /* 80 */
+    uint32_t layers;         /* 88 */
+    uint32_t state;          /* 92: enum gemmd_session_state */
+    uint64_t age_ns;         /* 96 */
+};
+
+enum gemmd_session_state {
+    GEMMD_SESSION_NEW = 0,
+    GEMMD_SESSION_MAPPING = 1,
+    GEMMD_SESSION_LIVE = 2,
+};
+
+struct gemmd_msg_stats {
+    struct gemmd_msg_header header;
+};
+
+/* Comes with one descriptor: the counters page (proto/stats.h), read-only. */
+struct gemmd_msg_stats_reply {
+    struct gemmd_msg_header header;
+    uint64_t bytes; /* 16 */
+};
+
+/* Reply that is only a header: an error, or an unknown request before the session ends. */
+struct gemmd_msg_error_reply {
+    struct gemmd_msg_header header;
+};
+
+static_assert(sizeof(struct gemmd_msg_header) == 16, "wire size");
+static_assert(sizeof(struct gemmd_msg_hello) == 64, "wire size");
+static_assert(sizeof(struct gemmd_msg_hello_reply) == 96, "wire size");
+static_assert(sizeof(struct gemmd_layer_desc_abi) == 64, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_create) == 160, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_open) == 80, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_reply) == 112, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_data) == 40, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_data_reply) == 24, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_close) == 24, "wire size");
+static_assert(sizeof(struct gemmd_msg_info_reply) == 496, "wire size");
+static_assert(sizeof(struct gemmd_msg_list) == 24, "wire size");
+static_assert(sizeof(struct gemmd_msg_layers_reply) == 264, "wire size");
+static_assert(sizeof(struct gemmd_msg_sessions_reply) == 104, "wire size");
+static_assert(sizeof(struct gemmd_msg_stats_reply) == 24, "wire size");
+static_assert(sizeof(struct gemmd_msg_info_reply) <= GEMMD_MESSAGE_BYTES_MAX, "fits a packet");
+
+GEMMD_AT(gemmd_msg_header, status, 12);
+GEMMD_AT(gemmd_msg_hello, magic, 16);
+GEMMD_AT(gemmd_msg_hello, version_min, 24);
+GEMMD_AT(gemmd_msg_hello, features, 32);
+GEMMD_AT(gemmd_msg_hello, flags, 40);
+GEMMD_AT(gemmd_msg_hello, ring_entries, 44);
+GEMMD_AT(gemmd_msg_hello, arena_bytes, 48);
+GEMMD_AT(gemmd_msg_hello_reply, version, 24);
+GEMMD_AT(gemmd_msg_hello_reply, session_id, 28);
+GEMMD_AT(gemmd_msg_hello_reply, ring_entries, 40);
+GEMMD_AT(gemmd_msg_hello_reply, c2w_bytes, 48);
+GEMMD_AT(gemmd_msg_hello_reply, arena_page_bytes, 72);
+GEMMD_AT(gemmd_msg_hello_reply, worker_epoch, 80);
+GEMMD_AT(gemmd_msg_hello_reply, spin_ns_max, 88);
+GEMMD_AT(gemmd_layer_desc_abi, a_type, 8);
+GEMMD_AT(gemmd_layer_desc_abi, scale_count, 12);
+GEMMD_AT(gemmd_layer_desc_abi, a_zero_point, 16);
+GEMMD_AT(gemmd_layer_desc_abi, a_scale, 24);
+GEMMD_AT(gemmd_layer_desc_abi, reserved, 32);
+GEMMD_AT(gemmd_msg_layer_create, desc, 16);
+GEMMD_AT(gemmd_msg_layer_create, content_id, 80);
+GEMMD_AT(gemmd_msg_layer_create, name, 96);
+GEMMD_AT(gemmd_msg_layer_reply, desc, 24);
+GEMMD_AT(gemmd_msg_layer_reply, content_id, 88);
+GEMMD_AT(gemmd_msg_layer_reply, weight_bytes_new, 104);
+GEMMD_AT(gemmd_msg_info_reply, level, 48);
+GEMMD_AT(gemmd_msg_info_reply, kernel, 64);
+GEMMD_AT(gemmd_msg_info_reply, event_level, 128);
+GEMMD_AT(gemmd_msg_info_reply, uptime_ns, 144);
+GEMMD_AT(gemmd_msg_info_reply, pool_bytes, 160);
+GEMMD_AT(gemmd_msg_info_reply, worker_epoch, 232);
+GEMMD_AT(gemmd_msg_info_reply, lost, 240);
+GEMMD_AT(gemmd_msg_layers_reply, weight_bytes, 160);
+GEMMD_AT(gemmd_msg_layers_reply, node, 176);
+GEMMD_AT(gemmd_msg_layers_reply, kernel, 200);
+GEMMD_AT(gemmd_msg_sessions_reply, jobs, 40);
+GEMMD_AT(gemmd_msg_sessions_reply, layers, 88);
+GEMMD_AT(gemmd_msg_sessions_reply, age_ns, 96);
+
+#endif

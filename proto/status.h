@@ -1,0 +1,91 @@
+/*
+ * Statuses: the result of a job or of a control message.  Each names the one field or condition at
+ * fault, so that a client can say what to mend.  Values are wire values and never change meaning.
+ */
+#ifndef GEMMD_PROTO_STATUS_H
+#define GEMMD_PROTO_STATUS_H
+
+#include <stdbool.h>
+
+/* X(NAME, value, errno, text) */
+#define GEMMD_STATUS_TABLE(X)                                                                      \
+    X(OK, 0, 0, "success")                                                                         \
+    /* jobs: the session lives on */                                                               \
+    X(OP, 1, EINVAL, "op: unknown operation")                                                      \
+    X(FLAGS, 2, EINVAL, "flags: an undefined bit is set")                                          \
+    X(RESERVED, 3, EINVAL, "reserved: a reserved field is not zero")                               \
+    X(M, 4, EINVAL, "m: more rows than the limit")                                                 \
+    X(LAYER, 5, ENOENT, "layer: no such layer in this session")                                    \
+    X(LAYER_STALE, 6, ESTALE, "layer: closed or replaced since the job was made")                  \
+    X(A_STRIDE, 7, EINVAL, "a_stride_bytes: smaller than a row, above the limit or misaligned")    \
+    X(C_STRIDE, 8, EINVAL, "c_stride_bytes: smaller than a row, above the limit or misaligned")    \
+    X(A_OFFSET, 9, EFAULT, "a_offset: A leaves the arena or is misaligned")                        \
+    X(C_OFFSET, 10, EFAULT, "c_offset: C leaves the arena or is misaligned")                       \
+    X(OVERLAP, 11, EINVAL, "c_offset: C overlaps A")                                               \
+    X(WORKER_LOST, 12, ECONNRESET, "worker: it ended before the job completed")                    \
+    X(SESSION_ENDED, 13, ECONNABORTED, "session: ended by the worker after a protocol violation")  \
+    /* control messages: the session lives on */                                                   \
+    X(STATE, 32, EPROTO, "message: not allowed in this state of the session")                      \
+    X(RING_ENTRIES, 33, EINVAL, "ring_entries: not a power of two within the limits")              \
+    X(ARENA_BYTES, 34, EINVAL, "arena_bytes: outside the limits")                                  \
+    X(N, 35, EINVAL, "n: 0 or above the limit")                                                    \
+    X(K, 36, EINVAL, "k: 0 or above the limit")                                                    \
+    X(A_TYPE, 37, EINVAL, "a_type: not u8 or s8")                                                  \
+    X(C_TYPE, 38, EINVAL, "c_type: not u8, s8, s32 or f32")                                        \
+    X(BIAS_TYPE, 39, EINVAL, "bias_type: not none, s32 or f32")                                    \
+    X(ACTIVATION, 40, EINVAL, "activation: unknown, or not possible for an s32 output")            \
+    X(SCALE_COUNT, 41, EINVAL, "scale_count: neither 1 nor n")                                     \
+    X(A_ZERO_POINT, 42, EINVAL, "a_zero_point: outside the range of a_type")                       \
+    X(C_ZERO_POINT, 43, EINVAL, "c_zero_point: outside the range of c_type")                       \
+    X(A_SCALE, 44, EINVAL, "a_scale: not finite and positive")                                     \
+    X(C_SCALE, 45, EINVAL, "c_scale: not finite and positive, or its inverse is not finite")       \
+    X(B_SCALE, 46, EINVAL, "b_scale: a value is not finite, or its product with a_scale is not")   \
+    X(BIAS, 47, EINVAL, "bias: a value is not finite")                                             \
+    X(LAYER_BYTES, 48, EFBIG, "layer: its raw bytes exceed the limit")                             \
+    X(LAYERS_FULL, 49, ENOSPC, "layer: too many layers open")                                      \
+    X(NAME, 50, EINVAL, "name: not terminated, or holds a byte outside [A-Za-z0-9._/-]")           \
+    X(NAME_UNKNOWN, 51, ENOENT, "name: no such layer")                                             \
+    X(NAME_TAKEN, 52, EEXIST, "name: belongs to a layer with other contents")                      \
+    X(UPLOAD, 53, EINVAL, "upload: none open, or the piece does not continue it")                  \
+    X(UPLOAD_RANGE, 54, EFAULT, "upload: the piece leaves the arena or the layer")                 \
+    X(CONTENT, 55, EBADMSG, "content_id: the uploaded bytes have another hash")                    \
+    X(NO_MEMORY, 56, ENOMEM, "worker: out of memory for this request")                             \
+    X(POOL_FULL, 57, ENOSPC, "worker: the weight pool has no room for the layer")                  \
+    X(ARENA_NO_MEMORY, 58, ENOMEM, "worker: no memory for the arena")                              \
+    X(DENIED, 59, EACCES, "access: this user may not use the worker")                              \
+    X(SESSIONS_FULL, 60, EAGAIN, "worker: too many sessions")                                      \
+    X(DRAINING, 61, ESHUTDOWN, "worker: it is shutting down")                                      \
+    X(INDEX, 62, EINVAL, "index: beyond the list")                                                 \
+    X(INTERNAL, 63, EIO, "worker: an internal call failed; its log has the reason")                \
+    /* protocol violations: the worker ends the session */                                         \
+    X(MESSAGE_SHORT, 96, EBADMSG, "message: shorter than its type demands")                        \
+    X(MESSAGE_LONG, 97, EBADMSG, "message: longer than its type allows")                           \
+    X(MESSAGE_TYPE, 98, EBADMSG, "message: unknown type")                                          \
+    X(MESSAGE_FDS, 99, EBADMSG, "message: file descriptors are not accepted")                      \
+    X(MAGIC, 100, EPROTO, "magic: the peer does not speak gemmd's protocol")                       \
+    X(VERSION, 101, EPROTONOSUPPORT, "version: no common protocol version")                        \
+    X(CQ_HEAD, 102, EPROTO, "cq_head: beyond the completions written")
+
+enum gemmd_status {
+#define X(name, value, error, text) GEMMD_STATUS_##name = (value),
+    GEMMD_STATUS_TABLE(X)
+#undef X
+};
+
+/* First value of the statuses that end a session. */
+#define GEMMD_STATUS_VIOLATION_MIN 96
+
+/* True when the status ends the session that earned it. */
+static inline bool gemmd_status_is_violation(int status)
+{
+    return status >= GEMMD_STATUS_VIOLATION_MIN;
+}
+
+/* "A_OFFSET"; "UNKNOWN" for a value outside the table.  Static storage. */
+const char *gemmd_status_name_of(int status);
+/* The table's text.  Static storage. */
+const char *gemmd_status_text_of(int status);
+/* The table's errno, positive; 0 for OK; EIO for a value outside the table. */
+int gemmd_status_errno_of(int status);
+
+#endif

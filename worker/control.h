@@ -1,0 +1,93 @@
+/*
+ * The control plane: one thread (the process's main thread) that owns the socket, the connections
+ * and the life of sessions.  It may block and allocate; it never touches a ring.
+ *
+ *   control.c    connections: accept, credentials, packets in and out, sessions' end, drain
+ *   requests.c   what each message does
+ */
+#ifndef GEMMD_WORKER_CONTROL_H
+#define GEMMD_WORKER_CONTROL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/control.h"
+#include "proto/stats.h"
+#include "worker/dispatcher.h"
+#include "worker/layers.h"
+#include "worker/mailbox.h"
+#include "worker/pool.h"
+#include "worker/session.h"
+
+struct control_config {
+    const char *socket;
+    int node; /* -1: the machine has no NUMA */
+    uint32_t cpu_count, dispatcher_cpu;
+    uint32_t ring_start;
+    uint32_t client_spin_ns; /* advice to clients */
+    uint64_t idle_exit_ns;   /* 0: never */
+    const struct gemm_kernel *kernel;
+    struct pool *pool;
+    struct layers *layers;
+    struct mailbox *mailbox;
+    struct dispatcher *dispatcher;
+    struct gemmd_stats_page *stats;
+    int stats_fd; /* the same page, to be passed on; sealed */
+    int violation_fd;
+    const char *lost; /* what start-up had to do without; "" = nothing */
+    bool debug;       /* print each message */
+};
+
+struct control {
+    struct control_config config;
+    int listen_fd, signal_fd, epoll_fd, lock_fd;
+    struct session *sessions[GEMMD_WORKER_SESSIONS_MAX];
+    uint32_t session_count;
+    uint32_t next_session_id;
+    uint64_t worker_epoch; /* differs for each start */
+    uint64_t started_ns, idle_since_ns;
+    uint64_t arena_bytes;   /* of all sessions */
+    uint64_t staging_bytes; /* of all open uploads */
+};
+
+/* Opens the socket and blocks SIGTERM and SIGINT in the calling thread (before it starts others).
+ * 0; -EADDRINUSE when a live worker holds the socket; -errno. */
+int control_open(struct control **out, const struct control_config *config);
+
+/* Serves until SIGTERM, SIGINT or the idle limit, then drains.  0 or -errno. */
+int control_run(struct control *control);
+
+/* Ends all sessions, removes the socket.  Accepts NULL; *control becomes NULL. */
+void control_close(struct control **control);
+
+/* requests.c: the reply to one valid request. */
+union control_reply {
+    struct gemmd_msg_header header;
+    struct gemmd_msg_hello_reply hello;
+    struct gemmd_msg_mapped_reply mapped;
+    struct gemmd_msg_layer_reply layer;
+    struct gemmd_msg_layer_data_reply layer_data;
+    struct gemmd_msg_layer_close_reply layer_close;
+    struct gemmd_msg_info_reply info;
+    struct gemmd_msg_layers_reply layers;
+    struct gemmd_msg_sessions_reply sessions;
+    struct gemmd_msg_stats_reply stats;
+};
+
+struct control_answer {
+    union control_reply reply;
+    uint32_t bytes; /* of the reply */
+    int fds[GEMMD_HELLO_FD_COUNT];
+    uint32_t fd_count; /* descriptors to pass on; they stay the worker's */
+};
+
+/* `request` has passed gemmd_validate_message.  Fills *answer whatever the outcome; the status is
+ * also in answer->reply.header.status. */
+enum gemmd_status control_request(struct control *control, struct session *session,
+                                  const void *request, struct control_answer *answer);
+
+/* Closes the session's layers and its upload; part of its end. */
+void control_release_session(struct control *control, struct session *session);
+
+#endif

@@ -1,0 +1,42 @@
+/*
+ * The dispatcher: one pinned thread that polls the rings of hot sessions, executes their jobs, and
+ * sleeps in exactly one place.
+ *
+ *   hot session    its next submission slot is read each turn
+ *   cold session   its doorbell is armed; costs nothing until its client rings
+ *
+ * A session without a job for `spin_ns` is cooled: arm the doorbell, fence, look once more
+ * (proto/ring.h, edge D).  When none is hot, the thread sleeps in event_loop_wait.
+ */
+#ifndef GEMMD_WORKER_DISPATCHER_H
+#define GEMMD_WORKER_DISPATCHER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/stats.h"
+#include "worker/mailbox.h"
+
+struct dispatcher;
+
+struct dispatcher_config {
+    int cpu;                 /* pinned here */
+    int64_t spin_ns;         /* 0: never spin */
+    int event_level_forced;  /* -1: the best that works */
+    uint32_t sessions_max;
+    struct mailbox *mailbox;
+    struct gemmd_stats_page *stats;
+    int violation_fd;        /* eventfd, written when a session's ring.violation was set */
+};
+
+/* Starts the thread and waits until its event loop stands.  0 or -errno; *out is NULL then. */
+int dispatcher_open(struct dispatcher **out, const struct dispatcher_config *config);
+
+/* Stops the thread (MAILBOX_STOP) and frees.  Accepts NULL; *dispatcher becomes NULL. */
+void dispatcher_close(struct dispatcher **dispatcher);
+
+/* "F0" … "F3", and what start-up had to do without ("" = nothing).  Static while it is open. */
+const char *dispatcher_event_level(const struct dispatcher *dispatcher);
+const char *dispatcher_lost(const struct dispatcher *dispatcher);
+
+#endif

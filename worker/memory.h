@@ -1,0 +1,19 @@
+/* What the pool and the segments share: memory files, and populating without a later SIGBUS. */
+#ifndef GEMMD_WORKER_MEMORY_H
+#define GEMMD_WORKER_MEMORY_H
+
+#include <stdint.h>
+
+#define MEMORY_PAGE_BYTES UINT64_C(4096)
+#define MEMORY_PAGE_2M    (UINT64_C(2) << 20)
+#define MEMORY_PAGE_1G    (UINT64_C(1) << 30)
+
+/* A sealable, close-on-exec memfd of `bytes` (whole pages) on pages of `page_bytes` (one of the
+ * three above; > 4 KiB is hugetlb).  fd or -errno. */
+int memory_create_file(const char *name, uint64_t bytes, uint64_t page_bytes);
+
+/* Gives every page of a writable mapping its memory now; `fd` is its file, -1 for private memory.
+ * 0 or -errno: -ENOMEM where a touch would have raised SIGBUS. */
+int memory_populate(void *memory, uint64_t bytes, int fd);
+
+#endif

@@ -1,0 +1,384 @@
+/*
+ * The weight pool: a list of extents, the ladder that maps a new one, and an account of both.
+ * Allocation is first fit over the extents in order of age; layers are few and large, so neither
+ * list grows long.
+ */
+#include "worker/pool.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "worker/extent.h"
+#include "worker/log.h"
+#include "worker/memory.h"
+
+#define LINE_BYTES 160
+
+struct pool {
+    struct pool_config config;
+    struct extent *extents, **last_p; /* in order of age */
+    uint64_t bytes;
+    /* The parts of pool_report.lost: what became of hugetlb, of transparent pages, of the node. */
+    char no_hugetlb[LINE_BYTES], no_thp[LINE_BYTES], no_node[LINE_BYTES];
+    char lost[3 * LINE_BYTES];
+};
+
+static void set_line(struct pool *pool, char *line, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static void set_line(struct pool *pool, char *line, const char *format, ...)
+{
+    const char *const parts[] = {pool->no_hugetlb, pool->no_thp, pool->no_node};
+    size_t used = 0;
+    va_list arguments;
+
+    va_start(arguments, format);
+    vsnprintf(line, LINE_BYTES, format, arguments);
+    va_end(arguments);
+    pool->lost[0] = '\0';
+    for (int i = 0; i < 3; i++)
+        if (*parts[i])
+            used += (size_t)snprintf(pool->lost + used, sizeof(pool->lost) - used, "%s%s",
+                                     used ? "; " : "", parts[i]);
+}
+
+/* ---- what the machine has -------------------------------------------------------------------- */
+
+/* A number of /sys/kernel/mm/hugepages; -1: this kernel or CPU has no such pages. */
+static long long read_hugepages(uint64_t page_bytes, const char *name)
+{
+    char path[128];
+    long long value = -1;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%llukB/%s",
+             (unsigned long long)(page_bytes / 1024), name);
+    file = fopen(path, "re");
+    if (!file)
+        return -1;
+    if (fscanf(file, "%lld", &value) != 1)
+        value = -1;
+    fclose(file);
+    return value;
+}
+
+/* Says why `bytes` on hugetlb pages of that size were not had, and what mends it. */
+static void explain_hugetlb(struct pool *pool, enum extent_rung rung, uint64_t bytes)
+{
+    uint64_t page_bytes = extent_rung_bytes(rung);
+    const char *page_name = rung == EXTENT_1G ? "1 GiB" : "2 MiB";
+    long long total = read_hugepages(page_bytes, "nr_hugepages");
+    long long available = read_hugepages(page_bytes, "free_hugepages");
+    long long needed = total - available + (long long)((bytes + page_bytes - 1) / page_bytes);
+
+    if (total < 0)
+        set_line(pool, pool->no_hugetlb, "no %s huge pages (unknown to this kernel or CPU)",
+                 page_name);
+    else if (rung == EXTENT_1G)
+        set_line(pool, pool->no_hugetlb, "no 1 GiB huge pages (%lld free of %lld): boot with "
+                 "hugepagesz=1G hugepages=%lld", available, total, needed);
+    else
+        set_line(pool, pool->no_hugetlb, "no 2 MiB huge pages (%lld free of %lld): "
+                 "sysctl vm.nr_hugepages=%lld", available, total, needed);
+}
+
+static enum extent_rung first_rung(const struct pool *pool, uint64_t bytes)
+{
+    switch (pool->config.policy) {
+    case POOL_POLICY_1G:
+        return EXTENT_1G;
+    case POOL_POLICY_THP:
+        return EXTENT_THP;
+    case POOL_POLICY_NONE:
+        return EXTENT_4K;
+    case POOL_POLICY_AUTO:
+    case POOL_POLICY_2M:
+        break;
+    }
+    return pool->config.policy == POOL_POLICY_AUTO && bytes >= MEMORY_PAGE_1G ? EXTENT_1G
+                                                                              : EXTENT_2M;
+}
+
+/* At start, before anything was tried: the advice is enough pages for the whole pool. */
+static void assess(struct pool *pool)
+{
+    enum extent_rung rung = first_rung(pool, POOL_UNIT_BYTES);
+    uint64_t page_bytes = extent_rung_bytes(rung);
+
+    if (rung <= EXTENT_2M && read_hugepages(page_bytes, "free_hugepages") <= 0 &&
+        read_hugepages(page_bytes, "nr_overcommit_hugepages") <= 0)
+        explain_hugetlb(pool, rung, pool->config.limit_bytes);
+}
+
+static bool thp_disabled(void)
+{
+    char text[64] = "";
+    FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "re");
+
+    if (!file)
+        return true;
+    if (!fgets(text, sizeof(text), file))
+        text[0] = '\0';
+    fclose(file);
+    return strstr(text, "[never]") != NULL;
+}
+
+/* ---- the ladder ------------------------------------------------------------------------------ */
+
+static uint64_t round_up(uint64_t bytes, uint64_t unit)
+{
+    return (bytes + unit - 1) / unit * unit;
+}
+
+/* One rung: an extent of the usual size, else, where memory is short, just of what is needed. */
+static int try_rung(struct pool *pool, enum extent_rung rung, uint64_t bytes, struct extent **out)
+{
+    uint64_t page = extent_rung_bytes(rung);
+    uint64_t room = (pool->config.limit_bytes - pool->bytes) / page * page;
+    uint64_t least = round_up(bytes, page);
+    uint64_t usual = least > POOL_EXTENT_BYTES ? least : round_up(POOL_EXTENT_BYTES, page);
+    int error;
+
+    *out = NULL;
+    if (least > room)
+        return -ENOSPC;
+    if (usual > room)
+        usual = room;
+    error = extent_map(out, rung, usual, pool->config.node);
+    if (error < 0 && least < usual)
+        error = extent_map(out, rung, least, pool->config.node);
+    return error;
+}
+
+/* What this extent's rung says about the machine. */
+static void note_obtained(struct pool *pool, const struct extent *extent, enum extent_rung first)
+{
+    if (extent->rung == first)
+        set_line(pool, pool->no_hugetlb, "%s", "");
+    if (extent->rung == EXTENT_THP && extent->bytes_thp == extent->bytes)
+        set_line(pool, pool->no_thp, "%s", "");
+    else if (extent->rung >= EXTENT_THP && first != EXTENT_4K)
+        set_line(pool, pool->no_thp, "transparent huge pages for %llu of %llu MiB: %s",
+                 (unsigned long long)(extent->bytes_thp >> 20),
+                 (unsigned long long)(extent->bytes >> 20),
+                 thp_disabled() ? "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+                                : "sysctl vm.compact_memory=1, then restart");
+    if (extent->bind_error)
+        set_line(pool, pool->no_node, "weights not bound to node %d (mbind: %s)",
+                 pool->config.node, strerror(-extent->bind_error));
+}
+
+/* A new extent with room for `bytes`: the first rung of the ladder that holds. */
+static int grow(struct pool *pool, uint64_t bytes)
+{
+    enum extent_rung first = first_rung(pool, bytes);
+    enum extent_rung last = pool->config.require_hugepages ? EXTENT_2M : EXTENT_4K;
+    struct extent *extent = NULL;
+    int error = -ENOMEM;
+
+    for (int rung = (int)first; rung <= (int)last && !extent; rung++) {
+        error = try_rung(pool, (enum extent_rung)rung, bytes, &extent);
+        if (error < 0 && error != -ENOSPC && rung <= EXTENT_2M)
+            explain_hugetlb(pool, (enum extent_rung)rung, bytes);
+    }
+    if (!extent)
+        return error == -ENOSPC ? -ENOSPC : -ENOMEM;
+    note_obtained(pool, extent, first);
+    pool->bytes += extent->bytes;
+    *pool->last_p = extent;
+    pool->last_p = &extent->next;
+    return 0;
+}
+
+/* Unlinks and unmaps. */
+static void drop(struct pool *pool, struct extent *extent)
+{
+    struct extent **link = &pool->extents;
+
+    while (*link != extent)
+        link = &(*link)->next;
+    *link = extent->next;
+    if (!extent->next)
+        pool->last_p = link;
+    pool->bytes -= extent->bytes;
+    extent_unmap(&extent);
+}
+
+static struct extent *find(const struct pool *pool, const void *memory)
+{
+    struct extent *extent = pool->extents;
+
+    while (extent && !extent_owns(extent, memory))
+        extent = extent->next;
+    return extent;
+}
+
+/* Maps an extent and gives it back, so that a machine without huge pages is refused at start. */
+static int check_required(struct pool *pool)
+{
+    int error = grow(pool, POOL_UNIT_BYTES);
+
+    if (error == 0) {
+        drop(pool, pool->extents);
+        return 0;
+    }
+    if (error != -ENOSPC)
+        explain_hugetlb(pool, EXTENT_2M, pool->config.limit_bytes);
+    log_error(LOG_TOPIC_POOL, "huge pages are required: %s",
+              error == -ENOSPC ? "the pool's limit is below one of them" : pool->no_hugetlb);
+    return -ENOMEM;
+}
+
+/* ---- public ---------------------------------------------------------------------------------- */
+
+int pool_open(struct pool **out, const struct pool_config *config)
+{
+    struct pool *pool;
+    int error;
+
+    *out = NULL;
+    if (config->limit_bytes < POOL_UNIT_BYTES ||
+        (config->require_hugepages &&
+         (config->policy == POOL_POLICY_THP || config->policy == POOL_POLICY_NONE))) {
+        log_error(LOG_TOPIC_POOL, "a limit below one page, or huge pages both required and off");
+        return -EINVAL;
+    }
+    pool = calloc(1, sizeof(*pool));
+    if (!pool)
+        return -ENOMEM;
+    pool->config = *config;
+    pool->last_p = &pool->extents;
+    assess(pool);
+    error = config->require_hugepages ? check_required(pool) : 0;
+    if (error < 0)
+        pool_close(&pool);
+    *out = pool;
+    return error;
+}
+
+void pool_close(struct pool **pool_p)
+{
+    struct pool *pool = *pool_p;
+
+    if (!pool)
+        return;
+    while (pool->extents)
+        drop(pool, pool->extents);
+    free(pool);
+    *pool_p = NULL;
+}
+
+int pool_alloc(struct pool *pool, uint64_t bytes, void **out)
+{
+    struct extent *extent = pool->extents;
+    int error = 0;
+
+    *out = NULL;
+    if (bytes == 0)
+        return -EINVAL;
+    if (bytes > pool->config.limit_bytes)
+        return -ENOSPC;
+    bytes = round_up(bytes, POOL_UNIT_BYTES);
+    for (; extent; extent = extent->next) {
+        *out = extent_alloc(extent, bytes, &error);
+        if (*out || error < 0)
+            return error;
+    }
+    error = grow(pool, bytes);
+    if (error == -ENOMEM)
+        log_warn(LOG_TOPIC_POOL, "no memory for %llu KiB of weights%s%s",
+                 (unsigned long long)(bytes >> 10), *pool->lost ? ": " : "", pool->lost);
+    if (error < 0)
+        return error;
+    /* The new one is the last. */
+    for (extent = pool->extents; extent->next;)
+        extent = extent->next;
+    *out = extent_alloc(extent, bytes, &error);
+    if (!*out)
+        drop(pool, extent);
+    return error;
+}
+
+void pool_free(struct pool *pool, void *memory)
+{
+    struct extent *extent = memory ? find(pool, memory) : NULL;
+
+    if (!extent || !extent_free(extent, memory))
+        return;
+    if (extent->bytes_used == 0)
+        drop(pool, extent);
+}
+
+int pool_write_begin(struct pool *pool, void *memory)
+{
+    struct extent *extent = find(pool, memory);
+    int error;
+
+    if (!extent)
+        return -EINVAL;
+    error = extent_set_writable(extent, true);
+    if (error == 0)
+        extent->writers++;
+    return error;
+}
+
+int pool_write_end(struct pool *pool, void *memory)
+{
+    struct extent *extent = find(pool, memory);
+
+    if (!extent || extent->writers == 0)
+        return -EINVAL;
+    return --extent->writers > 0 ? 0 : extent_set_writable(extent, false);
+}
+
+uint64_t pool_limit_bytes(const struct pool *pool)
+{
+    return pool->config.limit_bytes;
+}
+
+uint64_t pool_page_bytes(const struct pool *pool, const void *memory)
+{
+    const struct extent *extent = find(pool, memory);
+
+    if (!extent)
+        return 0;
+    if (extent->rung == EXTENT_THP && extent->bytes_thp < extent->bytes)
+        return POOL_UNIT_BYTES;
+    return extent_rung_bytes(extent->rung);
+}
+
+/* Bytes of an extent that are verified to be where they belong. */
+static uint64_t on_node(const struct pool *pool, const struct extent *extent)
+{
+    int64_t bytes;
+
+    if (pool->config.node < 0)
+        return extent->bytes;
+    bytes = extent_read_on_node(extent, pool->config.node);
+    if (bytes == -ENOSYS)
+        return extent->bytes;
+    return bytes < 0 ? 0 : (uint64_t)bytes;
+}
+
+void pool_report(const struct pool *pool, struct pool_report *out)
+{
+    memset(out, 0, sizeof(*out));
+    out->bytes = pool->bytes;
+    out->bytes_limit = pool->config.limit_bytes;
+    out->lost = pool->lost;
+    for (const struct extent *extent = pool->extents; extent; extent = extent->next) {
+        uint64_t thp = extent_read_thp(extent);
+
+        out->bytes_used += extent->bytes_used;
+        out->bytes_on_node += on_node(pool, extent);
+        if (extent->rung == EXTENT_1G)
+            out->bytes_1g += extent->bytes;
+        else if (extent->rung == EXTENT_2M)
+            out->bytes_2m += extent->bytes;
+        out->bytes_thp += thp;
+        out->bytes_4k += extent->rung >= EXTENT_THP ? extent->bytes - thp : 0;
+    }
+}

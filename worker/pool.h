@@ -1,0 +1,74 @@
+/*
+ * The weight pool: huge pages of one node, populated before use, read-only but while a layer is
+ * being packed.  It grows by extents on demand and gives empty ones back.
+ *
+ * Ladder of an extent under POOL_POLICY_AUTO: 1 GiB hugetlb (requests of 1 GiB and more) → 2 MiB
+ * hugetlb → transparent huge pages → 4 KiB.  Another policy starts lower (or, for 1g, makes every
+ * extent whole GiB).  Nothing is downgraded in silence: pool_report says what was obtained.
+ *
+ * Not thread-safe: the control thread only.  Readers of the memory need no lock, because an
+ * allocation does not move and write access goes only through pool_write_begin.
+ */
+#ifndef GEMMD_WORKER_POOL_H
+#define GEMMD_WORKER_POOL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum pool_policy {
+    POOL_POLICY_AUTO = 0,
+    POOL_POLICY_1G,
+    POOL_POLICY_2M,
+    POOL_POLICY_THP,
+    POOL_POLICY_NONE,
+};
+
+/* Every allocation is whole units: the smallest page. */
+#define POOL_UNIT_BYTES UINT64_C(4096)
+/* An extent has at least this size if the limit and the rung's pages allow. */
+#define POOL_EXTENT_BYTES (UINT64_C(32) << 20)
+
+struct pool_config {
+    uint64_t limit_bytes;    /* of all extents together */
+    enum pool_policy policy;
+    bool require_hugepages;  /* a rung below hugetlb is an error */
+    int node;                /* -1: no NUMA */
+};
+
+struct pool_report {
+    uint64_t bytes;          /* mapped; the sum of the four kinds below */
+    uint64_t bytes_used, bytes_limit;
+    uint64_t bytes_1g, bytes_2m; /* hugetlb */
+    uint64_t bytes_thp;      /* AnonHugePages in /proc/self/smaps */
+    uint64_t bytes_4k;
+    uint64_t bytes_on_node;  /* asked of the kernel (sampled above 1024 pages an extent); = bytes
+                                without NUMA; 0 when the kernel refuses to answer */
+    const char *lost;        /* what could not be had, why, and the command that mends it; "" */
+};
+
+struct pool;
+
+/* Maps nothing yet.  With require_hugepages it maps and gives back one extent, so that a machine
+ * without huge pages is refused at start.  0; -EINVAL (limit 0, or require_hugepages with a policy
+ * below hugetlb); -ENOMEM; *out is NULL then, and the reason was logged. */
+int pool_open(struct pool **out, const struct pool_config *config);
+/* Unmaps everything, in use or not.  Accepts NULL; *pool becomes NULL. */
+void pool_close(struct pool **pool);
+
+/* Zeroed, populated, read-only memory on a page boundary.  0; -EINVAL (bytes 0); -ENOSPC: beyond
+ * the limit; -ENOMEM: the machine has no memory, or no huge pages while they are required. */
+int pool_alloc(struct pool *pool, uint64_t bytes, void **out);
+/* Accepts NULL.  The last one of an extent unmaps it. */
+void pool_free(struct pool *pool, void *memory);
+
+/* Write access to the extent of an allocation, until as many ends as begins were called: the whole
+ * extent, because a change of protection inside a huge page would split it.  0 or -errno. */
+int pool_write_begin(struct pool *pool, void *memory);
+int pool_write_end(struct pool *pool, void *memory);
+
+uint64_t pool_limit_bytes(const struct pool *pool);
+/* The pages under an allocation: 1 GiB, 2 MiB (hugetlb, or THP for the whole extent), 4 KiB. */
+uint64_t pool_page_bytes(const struct pool *pool, const void *memory);
+void pool_report(const struct pool *pool, struct pool_report *out);
+
+#endif

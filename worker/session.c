@@ -1,0 +1,160 @@
+/*
+ * A session's memory.  The order of the handshake is the security argument (design: create,
+ * populate, map, pass on, client maps, seal): a client never holds a descriptor with which it could
+ * shrink, punch or newly map for writing what the worker touches.
+ */
+#include "worker/session.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "worker/clock.h"
+#include "worker/log.h"
+
+/* Arenas of this size and more ask for huge pages. */
+#define ARENA_HUGE_BYTES (UINT64_C(2) << 20)
+
+struct session *session_open(uint32_t slot, uint32_t id, int fd, pid_t pid, uid_t uid)
+{
+    struct session *session = calloc(1, sizeof(*session));
+
+    if (!session)
+        return NULL;
+    session->slot = slot;
+    session->id = id;
+    session->fd = fd;
+    session->pid = pid;
+    session->uid = uid;
+    session->kick_fd = -1;
+    session->c2w.fd = session->w2c.fd = session->arena.fd = -1;
+    session->state = GEMMD_SESSION_NEW;
+    session->connected_ns = clock_now_ns();
+    return session;
+}
+
+static void fill_header(struct segment *segment, enum gemmd_segment_kind kind, uint32_t entries,
+                        uint32_t ring_start, uint32_t session_id)
+{
+    struct gemmd_segment_header *header = segment->memory;
+    char *ring = (char *)segment->memory + GEMMD_RING_OFFSET;
+    size_t slot_bytes = kind == GEMMD_SEGMENT_C2W ? sizeof(struct gemmd_sqe)
+                                                  : sizeof(struct gemmd_cqe);
+    size_t seq_offset = kind == GEMMD_SEGMENT_C2W ? offsetof(struct gemmd_sqe, seq)
+                                                  : offsetof(struct gemmd_cqe, seq);
+
+    header->magic = GEMMD_MAGIC;
+    header->version = GEMMD_VERSION_MAX;
+    header->kind = kind;
+    header->bytes = segment->bytes;
+    header->ring_entries = entries;
+    header->ring_start = ring_start;
+    header->session_id = session_id;
+    /* Empty slots: ring_start is no index + 1 of the first lap. */
+    for (uint32_t i = 0; i < entries; i++)
+        memcpy(ring + i * slot_bytes + seq_offset, &ring_start, sizeof(ring_start));
+}
+
+/* The dispatcher's part over the fresh segments. */
+static void set_up_ring(struct session *session, uint32_t ring_start)
+{
+    struct session_ring *ring = &session->ring;
+    char *c2w = session->c2w.memory, *w2c = session->w2c.memory;
+
+    ring->sq.slots = (uint64_t *)(void *)(c2w + GEMMD_RING_OFFSET);
+    ring->cq.slots = (uint64_t *)(void *)(w2c + GEMMD_RING_OFFSET);
+    ring->sq.mask = ring->cq.mask = session->ring_entries - 1;
+    ring->sq.index = ring->cq.index = ring->cq_head_seen = ring_start;
+    ring->client_line = (const struct gemmd_client_line *)(void *)(c2w + GEMMD_CLIENT_LINE_OFFSET);
+    ring->doorbell = (struct gemmd_doorbell_line *)(void *)(w2c + GEMMD_DOORBELL_LINE_OFFSET);
+    ring->worker_line = (struct gemmd_worker_line *)(void *)(w2c + GEMMD_WORKER_LINE_OFFSET);
+    ring->arena = session->arena.memory;
+    ring->arena_bytes = session->arena.bytes;
+    /* Born cold: the first submission rings, whether or not the dispatcher knows the session yet.
+     */
+    gemmd_doorbell_arm(ring->doorbell, &ring->doorbell_epoch);
+}
+
+static void destroy_segments(struct session *session)
+{
+    segment_destroy(&session->c2w);
+    segment_destroy(&session->w2c);
+    segment_destroy(&session->arena);
+    if (session->kick_fd >= 0)
+        close(session->kick_fd);
+    session->kick_fd = -1;
+    memset(&session->ring, 0, sizeof(session->ring));
+}
+
+enum gemmd_status session_create_segments(struct session *session, uint32_t ring_entries,
+                                          uint64_t arena_bytes, uint32_t ring_start, int node)
+{
+    uint64_t c2w_bytes = gemmd_segment_bytes(GEMMD_SEGMENT_C2W, ring_entries);
+    uint64_t w2c_bytes = gemmd_segment_bytes(GEMMD_SEGMENT_W2C, ring_entries);
+    enum gemmd_status status = GEMMD_STATUS_NO_MEMORY;
+    int error;
+
+    session->ring_entries = ring_entries;
+    /* Rings stay on 4 KiB pages: huge ones for 1,000 sessions would be 4 GB. */
+    error = segment_create(&session->c2w, "gemmd-c2w", c2w_bytes, false, node);
+    if (error == 0)
+        error = segment_create(&session->w2c, "gemmd-w2c", w2c_bytes, false, node);
+    if (error < 0)
+        goto fail;
+    status = GEMMD_STATUS_ARENA_NO_MEMORY;
+    error = segment_create(&session->arena, "gemmd-arena", arena_bytes,
+                           arena_bytes >= ARENA_HUGE_BYTES, node);
+    if (error < 0)
+        goto fail;
+    status = GEMMD_STATUS_INTERNAL;
+    session->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (session->kick_fd < 0)
+        goto fail;
+
+    fill_header(&session->c2w, GEMMD_SEGMENT_C2W, ring_entries, ring_start, session->id);
+    fill_header(&session->w2c, GEMMD_SEGMENT_W2C, ring_entries, ring_start, session->id);
+    set_up_ring(session, ring_start);
+    ((struct gemmd_client_line *)(uintptr_t)session->ring.client_line)->cq_head = ring_start;
+    /* From here on only the client writes c2w; and nobody but us ever writes w2c, so it can be
+     * sealed before it is passed on. */
+    error = segment_protect_readonly(&session->c2w);
+    if (error == 0)
+        error = segment_seal(&session->w2c);
+    if (error < 0)
+        goto fail;
+    return GEMMD_STATUS_OK;
+
+fail:
+    log_warn(LOG_TOPIC_SESSION, "segments of session %u: %s", session->id,
+             strerror(error < 0 ? -error : errno));
+    destroy_segments(session);
+    return status;
+}
+
+enum gemmd_status session_seal(struct session *session)
+{
+    int error = segment_seal(&session->c2w);
+
+    if (error == 0)
+        error = segment_seal(&session->arena);
+    if (error < 0)
+        log_error(LOG_TOPIC_SESSION, "sealing session %u: %s", session->id, strerror(-error));
+    return error < 0 ? GEMMD_STATUS_INTERNAL : GEMMD_STATUS_OK;
+}
+
+void session_close(struct session **session_p)
+{
+    struct session *session = *session_p;
+
+    if (!session)
+        return;
+    if (session->ring.worker_line)
+        gemmd_store_release(&session->ring.worker_line->state, GEMMD_WORKER_ENDED);
+    destroy_segments(session);
+    close(session->fd);
+    free(session);
+    *session_p = NULL;
+}

@@ -1,0 +1,109 @@
+/*
+ * One client: its segments, its rings, its open layers.
+ *
+ * Two threads meet here, each with its own part.  The control thread owns the connection and the
+ * segments; between MAILBOX_ATTACH and the answer to MAILBOX_DETACH the dispatcher owns `ring`,
+ * and reads what it needs of the rest, which does not change in that time.
+ */
+#ifndef GEMMD_WORKER_SESSION_H
+#define GEMMD_WORKER_SESSION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "proto/control.h"
+#include "proto/ring.h"
+#include "proto/status.h"
+#include "worker/layers.h"
+#include "worker/segment.h"
+
+/* A layer opened by a session: what layer_id indexes. */
+struct session_layer {
+    struct layer *layer; /* NULL: closed */
+    uint32_t gen;        /* counts the openings of this entry; never 0 for an open one */
+};
+
+/* A job being executed: the private, validated copy of its submission. */
+struct job {
+    struct gemmd_sqe sqe;
+    struct layer *layer;
+    uint32_t rows_done;
+    uint64_t seen_ns, start_ns;
+};
+
+/* Submissions taken from a ring at once: long enough to spread the cost of a turn, short enough
+ * that a session waits for at most this many small jobs of each other one. */
+#define SESSION_BATCH 16
+
+/* The dispatcher's part. */
+struct session_ring {
+    struct gemmd_ring_end sq, cq;
+    /* Private copies of submissions seen and not yet started. */
+    struct gemmd_sqe batch[SESSION_BATCH];
+    uint32_t batch_next, batch_count;
+    uint64_t batch_seen_ns; /* 0 when all of them are empty jobs */
+    uint32_t cq_head_seen;
+    uint32_t doorbell_epoch, last_woken;
+    struct gemmd_doorbell_line *doorbell;
+    struct gemmd_worker_line *worker_line;
+    const struct gemmd_client_line *client_line;
+    uint8_t *arena;
+    uint64_t arena_bytes;
+    struct job job;               /* valid while job.layer */
+    bool hot;                     /* polled each turn; else its doorbell is armed */
+    bool used;                    /* had a job since the clock was last read */
+    bool stalled;                 /* its completion ring is full: waits for the client to reap */
+    bool suspect;                 /* the last sweep found a job here, and no doorbell came since */
+    uint64_t last_used_ns;
+    enum gemmd_status violation;  /* set: to be ended by the control thread */
+    /* counters: gemmd_counter_* */
+    uint64_t jobs, jobs_failed, rows, exec_ns, doorbells, wakeups;
+    /* Changed by MAILBOX_LAYER only, so the control thread may read it between its orders. */
+    struct session_layer layers[GEMMD_SESSION_LAYERS_MAX];
+};
+
+/* An upload of a layer's image. */
+struct session_upload {
+    struct gemmd_layer_desc_abi desc;
+    struct gemmd_layer_image image;
+    uint64_t content_id[2];
+    char name[GEMMD_NAME_BYTES];
+    uint8_t *data; /* image.bytes, private memory of the worker; NULL: no upload open */
+    uint64_t received;
+};
+
+struct session {
+    uint32_t slot; /* index in the worker's table; the doorbell's event source */
+    uint32_t id;   /* never 0, never reused */
+    int fd;        /* control connection */
+    int kick_fd;
+    pid_t pid;     /* for display only: pids are reused */
+    uid_t uid;
+    enum gemmd_session_state state;
+    bool control_only;
+    bool attached; /* the dispatcher knows it */
+    uint64_t connected_ns;
+    uint32_t ring_entries;
+    struct segment c2w, w2c, arena;
+    struct session_upload upload;
+    uint32_t layer_count; /* open entries of ring.layers */
+    struct session_ring ring;
+};
+
+/* A session in state NEW on connection `fd` (owned from here on).  NULL: no memory. */
+struct session *session_open(uint32_t slot, uint32_t id, int fd, pid_t pid, uid_t uid);
+
+/* Creates, fills and populates the three segments and the doorbell.  OK, ARENA_NO_MEMORY or
+ * NO_MEMORY; on failure nothing is left behind. */
+enum gemmd_status session_create_segments(struct session *session, uint32_t ring_entries,
+                                          uint64_t arena_bytes, uint32_t ring_start, int node);
+
+/* The client has mapped its segments: seals them and verifies the seals.  OK or INTERNAL. */
+enum gemmd_status session_seal(struct session *session);
+
+/* Frees everything; the dispatcher must have let go.  Layers are the caller's to release first.
+ * Accepts NULL and half-built sessions; *session becomes NULL. */
+void session_close(struct session **session);
+
+#endif

@@ -1,0 +1,122 @@
+/*
+ * Small files that safetensors_open must refuse, each with a piece of the reason it must give.
+ */
+#ifndef GEMMD_TESTS_UNIT_SAFETENSORS_BAD_FILES_H
+#define GEMMD_TESTS_UNIT_SAFETENSORS_BAD_FILES_H
+
+#include <stddef.h>
+
+struct small_file {
+    const char *what, *header;
+    size_t data_bytes;
+    const char *reason;
+};
+
+#define TENSOR(name, dtype, shape, offsets)                                                        \
+    "\"" name "\":{\"dtype\":" dtype ",\"shape\":" shape ",\"data_offsets\":" offsets "}"
+
+static const struct small_file bad_files[] = {
+    {"an array", "[]", 0, "does not start with '{'"},
+    {"a number", "12", 0, "does not start with '{'"},
+    {"a space first", " {}", 0, "does not start with '{'"},
+    {"no JSON", "{not json}", 0, "header: byte"},
+    {"never closed", "{\"a\":", 0, "header: byte"},
+    {"text behind the object", "{} x", 0, "header: byte"},
+    {"two objects", "{}{}", 0, "header: byte"},
+    {"invalid UTF-8 in a name", "{" TENSOR("a\xff", "\"U8\"", "[1]", "[0,1]") "}", 1,
+     "header: byte"},
+    {"an overlong encoding", "{" TENSOR("\xc0\xaf", "\"U8\"", "[1]", "[0,1]") "}", 1,
+     "header: byte"},
+    {"a lone surrogate", "{" TENSOR("\\ud800", "\"U8\"", "[1]", "[0,1]") "}", 1, "header: byte"},
+    {"a NUL in a name", "{" TENSOR("a\\u0000b", "\"U8\"", "[1]", "[0,1]") "}", 1, "header: byte"},
+    {"a tensor twice",
+     "{" TENSOR("a", "\"U8\"", "[1]", "[0,1]") "," TENSOR("a", "\"U8\"", "[1]", "[1,2]") "}", 2,
+     "duplicate"},
+    {"a tensor twice, once escaped",
+     "{" TENSOR("a", "\"U8\"", "[1]", "[0,1]") "," TENSOR("\\u0061", "\"U8\"", "[1]", "[1,2]") "}",
+     2, "duplicate"},
+    {"a field twice",
+     "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],"
+     "\"data_offsets\":[0,1]}}",
+     1, "duplicate"},
+    {"a metadata key twice", "{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}}", 0, "duplicate"},
+    {"metadata is a list", "{\"__metadata__\":[]}", 0, "__metadata__: not an object"},
+    {"a metadata number", "{\"__metadata__\":{\"k\":1}}", 0, "'k' is not a string"},
+    {"an empty name", "{" TENSOR("", "\"U8\"", "[1]", "[0,1]") "}", 1, "name is empty"},
+    {"an entry that is a number", "{\"a\":1}", 0, "tensor 'a': entry: not an object"},
+    {"an extra field", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":0}}", 1,
+     "tensor 'a': entry: holds more"},
+    {"no dtype", "{\"a\":{\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "tensor 'a': dtype: missing"},
+    {"an unknown dtype", "{" TENSOR("a", "\"U9\"", "[1]", "[0,1]") "}", 1,
+     "dtype: 'U9' is unknown"},
+    {"a dtype of half a byte", "{" TENSOR("a", "\"F4\"", "[2]", "[0,1]") "}", 1, "dtype: 'F4'"},
+    {"a dtype in lower case", "{" TENSOR("a", "\"u8\"", "[1]", "[0,1]") "}", 1, "dtype: 'u8'"},
+    {"a dtype that is a number", "{" TENSOR("a", "8", "[1]", "[0,1]") "}", 1,
+     "dtype: missing or not"},
+    {"no shape", "{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", 1, "shape: missing"},
+    {"a shape that is a number", "{" TENSOR("a", "\"U8\"", "1", "[0,1]") "}", 1,
+     "shape: missing or"},
+    {"nine extents", "{" TENSOR("a", "\"U8\"", "[1,1,1,1,1,1,1,1,1]", "[0,1]") "}", 1,
+     "shape: more than 8"},
+    {"a negative extent", "{" TENSOR("a", "\"U8\"", "[-1]", "[0,1]") "}", 1, "extent 0 is not"},
+    {"two negative extents", "{" TENSOR("a", "\"U8\"", "[-1,-1]", "[0,1]") "}", 1,
+     "extent 0 is not"},
+    {"an extent with a point", "{" TENSOR("a", "\"U8\"", "[1.0]", "[0,1]") "}", 1,
+     "extent 0 is not"},
+    {"an extent that is true", "{" TENSOR("a", "\"U8\"", "[true]", "[0,1]") "}", 1,
+     "extent 0 is not"},
+    {"an extent of 2^64 + 1", "{" TENSOR("a", "\"U8\"", "[18446744073709551617]", "[0,1]") "}", 1,
+     "header: byte"},
+    {"a product of 2^64 + 2^32",
+     "{" TENSOR("a", "\"U8\"", "[4294967296,4294967297]", "[0,4294967296]") "}", 1, "overflows"},
+    {"a product that wraps to 4", "{" TENSOR("a", "\"F32\"", "[4611686018427387905]", "[0,4]") "}",
+     4, "overflows"},
+    {"a product that wraps to 0", "{" TENSOR("a", "\"U8\"", "[4294967296,4294967296]", "[0,0]") "}",
+     0, "overflows"},
+    {"a product that fits but not the data",
+     "{" TENSOR("a", "\"F64\"", "[1152921504606846976]", "[0,8]") "}", 8,
+     "8 bytes where dtype and shape make 9223372036854775808"},
+    {"no offsets", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1]}}", 1, "data_offsets: missing"},
+    {"three offsets", "{" TENSOR("a", "\"U8\"", "[1]", "[0,1,2]") "}", 1,
+     "data_offsets: missing or"},
+    {"one offset", "{" TENSOR("a", "\"U8\"", "[1]", "[0]") "}", 1, "data_offsets: missing or"},
+    {"a negative offset", "{" TENSOR("a", "\"U8\"", "[2]", "[-1,1]") "}", 1, "not two numbers"},
+    {"a negative end", "{" TENSOR("a", "\"U8\"", "[1]", "[0,-1]") "}", 1, "not two numbers"},
+    {"an offset that is text", "{" TENSOR("a", "\"U8\"", "[1]", "[\"0\",1]") "}", 1,
+     "not two numbers"},
+    {"an offset in exponent form", "{" TENSOR("a", "\"U8\"", "[1]", "[0,1e0]") "}", 1,
+     "not two numbers"},
+    {"an end before its beginning", "{" TENSOR("a", "\"U8\"", "[1]", "[1,0]") "}", 1, "not inside"},
+    {"an end beyond the data", "{" TENSOR("a", "\"U8\"", "[2]", "[0,2]") "}", 1, "not inside"},
+    {"an end far beyond",
+     "{" TENSOR("a", "\"U8\"", "[1]",
+                "[9223372036854775806,"
+                "9223372036854775807]") "}",
+     1, "not inside"},
+    {"too few bytes for the shape", "{" TENSOR("a", "\"F32\"", "[2]", "[0,4]") "}", 4,
+     "4 bytes where dtype and shape make 8"},
+    {"too many bytes for the shape", "{" TENSOR("a", "\"U8\"", "[2]", "[0,3]") "}", 3,
+     "3 bytes where"},
+    {"bytes for an empty shape", "{" TENSOR("a", "\"U8\"", "[0]", "[0,1]") "}", 1, "1 bytes where"},
+    {"a hole at the beginning", "{" TENSOR("a", "\"U8\"", "[1]", "[1,2]") "}", 2,
+     "tensor 'a': data_offsets: leaves a hole of 1 bytes"},
+    {"a hole between",
+     "{" TENSOR("a", "\"U8\"", "[1]", "[0,1]") "," TENSOR("b", "\"U8\"", "[1]", "[3,4]") "}", 4,
+     "tensor 'b': data_offsets: leaves a hole of 2"},
+    {"an overlap",
+     "{" TENSOR("a", "\"U8\"", "[3]", "[0,3]") "," TENSOR("b", "\"U8\"", "[2]", "[2,4]") "}", 4,
+     "tensor 'b': data_offsets: overlaps"},
+    {"the same place twice",
+     "{" TENSOR("a", "\"U8\"", "[2]", "[0,2]") "," TENSOR("b", "\"U8\"", "[2]", "[0,2]") "}", 2,
+     "overlaps"},
+    {"an empty tensor inside another",
+     "{" TENSOR("a", "\"U8\"", "[2]", "[0,2]") "," TENSOR("b", "\"U8\"", "[0]", "[1,1]") "}", 2,
+     "tensor 'b': data_offsets: overlaps"},
+    {"bytes behind the last tensor", "{" TENSOR("a", "\"U8\"", "[1]", "[0,1]") "}", 3,
+     "data: 2 bytes behind"},
+    {"bytes without a tensor", "{}", 1, "data: 1 bytes behind"},
+    {"an escape sequence in a name", "{" TENSOR("\\u001b[2J", "\"U9\"", "[1]", "[0,1]") "}", 1,
+     "tensor '?[2J'"},
+};
+
+#endif

@@ -20,11 +20,10 @@
 #include "worker/clock.h"
 #include "worker/event_loop.h"
 #include "worker/executor.h"
+#include "worker/hot_list.h"
 #include "worker/session.h"
 #include "worker/topology.h"
 
-/* Longest sleep, and the period of the sweep over cold rings that must never find a job. */
-#define SWEEP_NS UINT64_C(100000000)
 /* Turns between looks at the clock: at 20 ns a look and 20 ns an idle turn, 64 make it free. */
 #define CLOCK_TURNS 64
 #define EVENTS_MAX 64
@@ -39,93 +38,10 @@ struct dispatcher {
     bool running, stop;
     struct event_loop *loop;
     struct executor executor;
-    struct session **sessions; /* by slot; NULL: free */
-    struct session **hot;
-    uint32_t hot_count;
+    struct hot_list list;
     uint32_t turns_since_clock;
-    uint64_t swept_ns;
     uint64_t loop_syscalls; /* of the event loop, as already counted */
 };
-
-/* ---- hot and cold ---------------------------------------------------------------------------- */
-
-static void make_hot(struct dispatcher *dispatcher, struct session *session)
-{
-    struct session_ring *ring = &session->ring;
-
-    ring->suspect = false;
-    ring->stalled = false;
-    if (ring->hot)
-        return;
-    gemmd_doorbell_disarm(ring->doorbell);
-    ring->hot = true;
-    ring->used = true;
-    dispatcher->hot[dispatcher->hot_count++] = session;
-}
-
-/* Takes the index-th hot session off the list; its place is filled by the last. */
-static void drop_hot(struct dispatcher *dispatcher, uint32_t index)
-{
-    dispatcher->hot[index]->ring.hot = false;
-    dispatcher->hot[index] = dispatcher->hot[--dispatcher->hot_count];
-}
-
-/* Edge D of proto/ring.h, the worker's side: arm, fence, look again. */
-static void cool(struct dispatcher *dispatcher, uint32_t index)
-{
-    struct session_ring *ring = &dispatcher->hot[index]->ring;
-
-    gemmd_doorbell_arm(ring->doorbell, &ring->doorbell_epoch);
-    GEMMD_WORKER_FENCE();
-    if (!ring->stalled && gemmd_sq_ready(&ring->sq)) {
-        gemmd_doorbell_disarm(ring->doorbell);
-        ring->used = true;
-        return;
-    }
-    drop_hot(dispatcher, index);
-}
-
-static void cool_idle(struct dispatcher *dispatcher, uint64_t now_ns)
-{
-    for (uint32_t i = dispatcher->hot_count; i-- > 0;) {
-        struct session_ring *ring = &dispatcher->hot[i]->ring;
-
-        if (ring->used || ring->job.layer || ring->batch_next < ring->batch_count) {
-            ring->used = false;
-            ring->last_used_ns = now_ns;
-        }
-        if (now_ns - ring->last_used_ns >= (uint64_t)dispatcher->config.spin_ns)
-            cool(dispatcher, i);
-    }
-}
-
-/* Looks at every cold ring.  A job that two sweeps in a row have seen, with no doorbell between,
- * was not announced: a lost wake-up, counted.  (One sweep may fall between a client's store and its
- * ring.) */
-static void sweep(struct dispatcher *dispatcher, uint64_t now_ns)
-{
-    dispatcher->swept_ns = now_ns;
-    gemmd_counter_add(&dispatcher->config.stats->heartbeat, 1);
-    for (uint32_t slot = 0; slot < dispatcher->config.sessions_max; slot++) {
-        struct session *session = dispatcher->sessions[slot];
-        struct session_ring *ring;
-
-        if (!session || session->ring.hot || session->ring.violation)
-            continue;
-        ring = &session->ring;
-        if (ring->stalled) {
-            if (gemmd_cq_space(&ring->cq, &ring->cq_head_seen, ring->client_line) != 0)
-                make_hot(dispatcher, session); /* also a violation: serving finds it */
-        } else if (!gemmd_sq_ready(&ring->sq)) {
-            ring->suspect = false;
-        } else if (!ring->suspect) {
-            ring->suspect = true;
-        } else {
-            gemmd_counter_add(&dispatcher->config.stats->rescues, 1);
-            make_hot(dispatcher, session);
-        }
-    }
-}
 
 /* ---- serving one session --------------------------------------------------------------------- */
 
@@ -183,12 +99,12 @@ static bool serve(struct dispatcher *dispatcher, struct session *session)
 
     if (ring->violation)
         return false;
-    if (!job->layer && ring->batch_next == ring->batch_count)
+    if (!session_ring_is_busy(ring))
         take_batch(dispatcher, ring);
-    if (!job->layer && ring->batch_next == ring->batch_count)
+    if (!session_ring_is_busy(ring))
         return false;
 
-    while (budget && (job->layer || ring->batch_next < ring->batch_count)) {
+    while (budget && session_ring_is_busy(ring)) {
         enum gemmd_status status = GEMMD_STATUS_OK;
 
         if (!job->layer) {
@@ -211,23 +127,17 @@ static bool serve(struct dispatcher *dispatcher, struct session *session)
 
 static void attach(struct dispatcher *dispatcher, struct session *session)
 {
-    dispatcher->sessions[session->slot] = session;
-    /* The ring came into being with its doorbell armed, so a kick may already wait in the eventfd:
-     * arming a poll on a readable descriptor fires at once. */
-    session->ring.last_used_ns = clock_now_ns();
+    hot_list_add(&dispatcher->list, session);
+    /* A kick may already wait in the eventfd: arming a poll on a readable descriptor fires at
+     * once. */
     if (event_loop_add(dispatcher->loop, session->slot, session->kick_fd) < 0)
-        make_hot(dispatcher, session); /* polled from then on: dear, but nothing is lost */
+        hot_list_heat(&dispatcher->list, session); /* the sweep finds it from then on */
 }
 
 static void detach(struct dispatcher *dispatcher, struct session *session)
 {
     event_loop_remove(dispatcher->loop, session->slot);
-    for (uint32_t i = 0; i < dispatcher->hot_count; i++)
-        if (dispatcher->hot[i] == session) {
-            drop_hot(dispatcher, i);
-            break;
-        }
-    dispatcher->sessions[session->slot] = NULL;
+    hot_list_remove(&dispatcher->list, session);
 }
 
 static void set_layer(struct dispatcher *dispatcher, const struct mailbox_order *order)
@@ -251,18 +161,18 @@ static void drain(struct dispatcher *dispatcher)
     uint64_t deadline_ns = clock_now_ns() + DRAIN_NS_MAX;
     bool busy = true;
 
-    for (uint32_t slot = 0; slot < dispatcher->config.sessions_max; slot++)
-        if (dispatcher->sessions[slot])
-            gemmd_store_release(&dispatcher->sessions[slot]->ring.worker_line->state,
+    for (uint32_t slot = 0; slot < dispatcher->list.sessions_max; slot++)
+        if (dispatcher->list.sessions[slot])
+            gemmd_store_release(&dispatcher->list.sessions[slot]->ring.worker_line->state,
                                 GEMMD_WORKER_DRAINING);
     while (busy && clock_now_ns() < deadline_ns) {
         busy = false;
-        for (uint32_t slot = 0; slot < dispatcher->config.sessions_max; slot++)
-            if (dispatcher->sessions[slot])
-                busy |= serve(dispatcher, dispatcher->sessions[slot]);
+        for (uint32_t slot = 0; slot < dispatcher->list.sessions_max; slot++)
+            if (dispatcher->list.sessions[slot])
+                busy |= serve(dispatcher, dispatcher->list.sessions[slot]);
     }
-    for (uint32_t slot = 0; slot < dispatcher->config.sessions_max; slot++) {
-        struct session *session = dispatcher->sessions[slot];
+    for (uint32_t slot = 0; slot < dispatcher->list.sessions_max; slot++) {
+        struct session *session = dispatcher->list.sessions[slot];
 
         if (!session)
             continue;
@@ -313,12 +223,12 @@ static void handle_events(struct dispatcher *dispatcher, int64_t timeout_ns)
             continue;
         }
         /* An order earlier in this very harvest may have detached it. */
-        session = dispatcher->sessions[events[i].source];
+        session = dispatcher->list.sessions[events[i].source];
         if (!session)
             continue;
         gemmd_counter_add(&dispatcher->config.stats->doorbells, 1);
         gemmd_counter_add(&session->ring.doorbells, 1);
-        make_hot(dispatcher, session);
+        hot_list_heat(&dispatcher->list, session);
     }
     gemmd_counter_add(&dispatcher->config.stats->syscalls,
                       event_loop_syscalls(dispatcher->loop) - dispatcher->loop_syscalls);
@@ -327,29 +237,25 @@ static void handle_events(struct dispatcher *dispatcher, int64_t timeout_ns)
 
 static void look_at_clock(struct dispatcher *dispatcher)
 {
-    uint64_t now_ns = clock_now_ns();
-
     dispatcher->turns_since_clock = 0;
-    cool_idle(dispatcher, now_ns);
-    if (now_ns - dispatcher->swept_ns >= SWEEP_NS)
-        sweep(dispatcher, now_ns);
+    hot_list_tick(&dispatcher->list, clock_now_ns());
 }
 
 static void turn(struct dispatcher *dispatcher)
 {
     bool busy = false;
 
-    for (uint32_t i = 0; i < dispatcher->hot_count; i++)
-        busy |= serve(dispatcher, dispatcher->hot[i]);
+    for (uint32_t i = 0; i < dispatcher->list.hot_count; i++)
+        busy |= serve(dispatcher, dispatcher->list.hot[i]);
     gemmd_counter_add(&dispatcher->config.stats->turns, 1);
     if (event_loop_pending(dispatcher->loop))
         handle_events(dispatcher, 0);
     if (++dispatcher->turns_since_clock >= CLOCK_TURNS ||
         (!busy && dispatcher->config.spin_ns == 0))
         look_at_clock(dispatcher);
-    if (dispatcher->hot_count == 0 && !dispatcher->stop) {
+    if (dispatcher->list.hot_count == 0 && !dispatcher->stop) {
         gemmd_counter_add(&dispatcher->config.stats->sleeps, 1);
-        handle_events(dispatcher, (int64_t)SWEEP_NS);
+        handle_events(dispatcher, (int64_t)HOT_LIST_SWEEP_NS);
         look_at_clock(dispatcher);
     } else if (!busy) {
         gemmd_cpu_relax();
@@ -374,7 +280,6 @@ static void *run(void *argument)
     if (dispatcher->start_error)
         return NULL;
 
-    dispatcher->swept_ns = clock_now_ns();
     while (!dispatcher->stop)
         turn(dispatcher);
     return NULL;
@@ -390,10 +295,10 @@ int dispatcher_open(struct dispatcher **out, const struct dispatcher_config *con
         return -ENOMEM;
     dispatcher->config = *config;
     dispatcher->executor.stats = config->stats;
-    dispatcher->sessions = calloc(config->sessions_max, sizeof(*dispatcher->sessions));
-    dispatcher->hot = calloc(config->sessions_max, sizeof(*dispatcher->hot));
     sem_init(&dispatcher->started, 0, 0);
-    if (!dispatcher->sessions || !dispatcher->hot)
+    error = hot_list_init(&dispatcher->list, config->sessions_max, (uint64_t)config->spin_ns,
+                          config->stats);
+    if (error)
         goto fail;
     error = -pthread_create(&dispatcher->thread, NULL, run, dispatcher);
     if (error)
@@ -428,8 +333,7 @@ void dispatcher_close(struct dispatcher **dispatcher_p)
     }
     event_loop_close(&dispatcher->loop);
     sem_destroy(&dispatcher->started);
-    free(dispatcher->hot);
-    free(dispatcher->sessions);
+    hot_list_fini(&dispatcher->list);
     free(dispatcher);
     *dispatcher_p = NULL;
 }

@@ -1,12 +1,8 @@
 /*
  * The dispatcher: one pinned thread that polls the rings of hot sessions, executes their jobs, and
  * sleeps in exactly one place.
- *
- *   hot session    its next submission slot is read each turn
- *   cold session   its doorbell is armed; costs nothing until its client rings
- *
- * A session without a job for `spin_ns` is cooled: arm the doorbell, fence, look once more
- * (proto/ring.h, edge D).  When none is hot, the thread sleeps in event_loop_wait.
+ * Hot and cold sessions: worker/hot_list.h.  When none is hot, the thread sleeps in
+ * event_loop_wait.
  */
 #ifndef GEMMD_WORKER_DISPATCHER_H
 #define GEMMD_WORKER_DISPATCHER_H

@@ -63,6 +63,12 @@ struct session_ring {
     struct session_layer layers[GEMMD_SESSION_LAYERS_MAX];
 };
 
+/* True while submissions were taken from the ring and not all are completed. */
+static inline bool session_ring_is_busy(const struct session_ring *ring)
+{
+    return ring->job.layer || ring->batch_next < ring->batch_count;
+}
+
 /* An upload of a layer's image. */
 struct session_upload {
     struct gemmd_layer_desc_abi desc;

@@ -20,8 +20,8 @@
  * The polynomials are least-maximum fits of the relative error, made for this file (iteratively
  * reweighted least squares on 3000 Chebyshev nodes).
  *
- * Error against libm in double precision, y the exact value, bounds that checkgemm enforces on every
- * 1009th float (measured: half to two thirds of them):
+ * Error against libm in double precision, y the exact value: bounds that checkgemm enforces on
+ * every 1009th float (measured: half to two thirds of them).
  *
  *                 |error| / max(1, |y|)    |error| / |y|, where |y| > 1e-30
  *     SILU        2e-7                     3e-7

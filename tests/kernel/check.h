@@ -90,11 +90,16 @@ void check_ukernel(const struct gemm_kernel *kernel);
 void check_epilogue(const struct gemm_kernel *kernel);
 void check_activation(const struct gemm_kernel *kernel);
 void check_run(const struct gemm_kernel *kernel);
+void check_dynamic(const struct gemm_kernel *kernel);
 
 /* Once per run: fixed cases with answers worked out by hand, against the reference. */
 void check_reference(void);
 void check_activation_reference(void);
+void check_quantize_reference(void);
 void check_cpu(void);
+
+/* Tables of their own, each row printed as PASS, FAIL or SKIP. */
+void check_quantize(uint32_t levels);
 
 /* GOPS of every kernel of `levels` whose name contains `filter` (NULL: all). */
 void bench(uint32_t levels, const char *filter);

@@ -121,6 +121,7 @@ static bool run_kernel(const struct gemm_kernel *kernel)
     check_epilogue(kernel);
     check_activation(kernel);
     check_run(kernel);
+    check_dynamic(kernel);
     failures = check_context.failures - failures;
     printf("%s %s (%s): %llu checks\n", failures ? "FAIL" : "PASS", kernel->name,
            cpu_level_name(kernel->level), (unsigned long long)(check_context.checks_done - checks));
@@ -137,6 +138,8 @@ static int run_all(uint32_t present, uint32_t mask, const char *filter)
     check_cpu();
     check_reference();
     check_activation_reference();
+    check_quantize_reference();
+    check_quantize(present & mask);
     if (check_context.failures)
         failed++;
     else

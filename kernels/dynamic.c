@@ -8,6 +8,8 @@
 
 #include <assert.h>
 
+#include "kernels/int4.h"
+
 enum {
     /* u8 rows of a block: a quarter of an L2 of 2 MiB, half of one of 1 MiB, as the macro-kernel's
      * own blocks, so that gemm_run makes one block of it. */
@@ -72,26 +74,46 @@ static void quantise(const struct gemm_dynamic *dynamic, uint32_t k, size_t rows
     }
 }
 
-void gemm_run_dynamic(const struct gemm_weights *weights, const struct gemm_epilogue *epilogue,
-                      const struct gemm_dynamic *dynamic, size_t rows, const void *const *a,
-                      void *const *c, size_t n_begin, size_t n_end)
+/* Exactly one of the two weights is given. */
+static void run(const struct gemm_weights *int8, const struct int4_weights *int4,
+                const struct gemm_epilogue *epilogue, const struct gemm_dynamic *dynamic,
+                size_t rows, const void *const *a, void *const *c, size_t n_begin, size_t n_end)
 {
-    size_t most = rows_per_block(weights->k, weights->kernel->mr, rows);
-    struct block block = block_of(dynamic, weights->k, most);
+    uint32_t k = int8 ? int8->k : int4->k, mr = int8 ? int8->kernel->mr : int4->kernel->mr;
+    size_t most = rows_per_block(k, mr, rows);
+    struct block block = block_of(dynamic, k, most);
     struct gemm_epilogue own = *epilogue;
 
     assert(rows >= 1 && rows <= GEMM_ROWS_MAX);
     assert((uintptr_t)dynamic->scratch % GEMM_ALIGN == 0);
     assert(epilogue->a_type == GEMM_TYPE_U8 && epilogue->c_type != GEMM_TYPE_S32);
-    assert(epilogue->column_sums && !epilogue->row_scales && !epilogue->row_zero_points);
+    assert(!epilogue->row_scales && !epilogue->row_zero_points && !epilogue->row_sums);
     own.row_scales = block.scales;
     own.row_zero_points = block.zero_points;
     own.row_sums = epilogue->b_zero_points ? block.sums : NULL;
     for (size_t i = 0; i < rows; i += most) {
         size_t m = rows - i < most ? rows - i : most;
 
-        quantise(dynamic, weights->k, m, a + i, &block);
+        quantise(dynamic, k, m, a + i, &block);
         own.residual = epilogue->residual ? epilogue->residual + i : NULL;
-        gemm_run(weights, &own, m, block.a, c + i, n_begin, n_end);
+        if (int8)
+            gemm_run(int8, &own, m, block.a, c + i, n_begin, n_end);
+        else
+            int4_run(int4, &own, m, block.a, c + i, n_begin, n_end);
     }
+}
+
+void gemm_run_dynamic(const struct gemm_weights *weights, const struct gemm_epilogue *epilogue,
+                      const struct gemm_dynamic *dynamic, size_t rows, const void *const *a,
+                      void *const *c, size_t n_begin, size_t n_end)
+{
+    assert(epilogue->column_sums && !epilogue->weighted_sums);
+    run(weights, NULL, epilogue, dynamic, rows, a, c, n_begin, n_end);
+}
+
+void int4_run_dynamic(const struct int4_weights *weights, const struct gemm_epilogue *epilogue,
+                      const struct gemm_dynamic *dynamic, size_t rows, const void *const *a,
+                      void *const *c, size_t n_begin, size_t n_end)
+{
+    run(NULL, weights, epilogue, dynamic, rows, a, c, n_begin, n_end);
 }

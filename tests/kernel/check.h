@@ -100,6 +100,7 @@ void check_cpu(void);
 
 /* Tables of their own, each row printed as PASS, FAIL or SKIP. */
 void check_quantize(uint32_t levels);
+void check_int4(uint32_t levels);
 
 /* GOPS of every kernel of `levels` whose name contains `filter` (NULL: all). */
 void bench(uint32_t levels, const char *filter);

@@ -140,6 +140,7 @@ static int run_all(uint32_t present, uint32_t mask, const char *filter)
     check_activation_reference();
     check_quantize_reference();
     check_quantize(present & mask);
+    check_int4(present & mask);
     if (check_context.failures)
         failed++;
     else

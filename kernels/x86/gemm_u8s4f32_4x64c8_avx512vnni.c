@@ -23,8 +23,10 @@ enum {
     NR = 64,
     KR = 8,
     LANES = 16,
-    BLOCK_BYTES = NR * 4,  /* 8 k of 64 columns */
-    PREFETCH_BYTES = 4096, /* the best of 0, 1, 2, 4, 8 KiB where memory is the limit */
+    BLOCK_BYTES = NR * 4, /* 8 k of 64 columns */
+    /* Into L2: from memory 16.1 GB/s with groups of 32, against 14.2 without, 14.9 into L1 at the
+     * same distance (whose line fill buffers it exhausts), and 14.9 into L2 at 1 KiB. */
+    PREFETCH_BYTES = 4096,
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -71,6 +73,14 @@ INLINE void block(size_t m, const uint8_t *const *a, size_t t, const uint8_t *bl
     }
 }
 
+/* Past the panels' end a prefetch cannot fault. */
+INLINE void prefetch(const uint8_t *from, size_t lines)
+{
+    UNROLL
+    for (size_t line = 0; line < lines; line++)
+        _mm_prefetch(from + PREFETCH_BYTES + line * 64, _MM_HINT_T1);
+}
+
 /* acc += float of one group of `length` k (a multiple of 8). */
 INLINE void add_group(size_t m, size_t length, const uint8_t *const *a, const uint8_t *panel,
                       float *acc)
@@ -84,10 +94,9 @@ INLINE void add_group(size_t m, size_t length, const uint8_t *const *a, const ui
         sum[i] = _mm512_setzero_si512();
         other[i] = _mm512_setzero_si512();
     }
+    prefetch(panel, NR * sizeof(uint16_t) / 64);
     for (size_t t = 0; t < length; t += KR, blocks += BLOCK_BYTES) {
-        UNROLL
-        for (size_t line = 0; line < NV; line++)
-            _mm_prefetch(blocks + PREFETCH_BYTES + line * 64, _MM_HINT_T0);
+        prefetch(blocks, BLOCK_BYTES / 64);
         block(m, a, t, blocks, sum, twice ? other : sum);
     }
     UNROLL

@@ -105,6 +105,9 @@ void check_int4(uint32_t levels);
 /* GOPS of every kernel of `levels` whose name contains `filter` (NULL: all). */
 void bench(uint32_t levels, const char *filter);
 
+/* The cost of epilogues, float rows and int4 weights, on the best of `levels`. */
+void bench_operands(uint32_t levels);
+
 /* The oracle of all: sum over t of a[t] * b[t], with a as u8 or s8. */
 int32_t oracle_dot(size_t k, const uint8_t *a, enum gemm_type a_type, const int8_t *b);
 

@@ -225,6 +225,54 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
     free(d);
 }
 
+/* Zero points on both sides, A in u8 or s8, through gemm_run: the s32 against the plain sum. */
+static void check_zero_points(const struct gemm_kernel *kernel, enum gemm_type a_type)
+{
+    enum { ROWS = 9, N = 70, K = 77 };
+    int32_t lo = a_type == GEMM_TYPE_S8 ? -128 : 0, a_zero = lo + (int32_t)random_below(256);
+    static _Alignas(GEMM_ALIGN) int32_t sums[2 * GEMM_NR_MAX], b_zero[2 * GEMM_NR_MAX];
+    int8_t b[N * K], *panels = check_alloc(gemm_packed_bytes(kernel, N, K));
+    uint8_t a[ROWS][K];
+    const uint8_t *a_rows[ROWS];
+    int32_t c[ROWS][N], row_sums[ROWS];
+    void *c_rows[ROWS];
+    struct gemm_weights weights = {kernel, N, K, panels};
+    struct gemm_epilogue epilogue = {
+        .a_type = a_type,
+        .c_type = GEMM_TYPE_S32,
+        .offset = sums,
+        .b_zero_points = b_zero,
+        .row_sums = row_sums,
+    };
+    size_t bad = 0;
+
+    check_step("zero points of A (%d, type %d) and B", a_zero, a_type);
+    fill_a(FILL_EXTREMES, a[0], sizeof(a), a_type);
+    fill_b(FILL_EXTREMES, b, sizeof(b));
+    for (size_t j = 0; j < N; j++)
+        b_zero[j] = (int32_t)random_below(256) - 128;
+    for (size_t i = 0; i < ROWS; i++) {
+        a_rows[i] = a[i];
+        c_rows[i] = c[i];
+        row_sums[i] = gemm_row_sum(a_type, a_zero, K, a[i]);
+    }
+    gemm_pack(kernel, N, K, b, K, panels, sums);
+    gemm_offset(N, a_type, a_zero, sums, NULL, sums);
+    gemm_run(&weights, &epilogue, ROWS, a_rows, c_rows, 0, N);
+    for (size_t i = 0; i < ROWS; i++) {
+        for (size_t j = 0; j < N; j++) {
+            int64_t sum = 0;
+
+            for (size_t t = 0; t < K; t++)
+                sum += (int64_t)((lo ? (int8_t)a[i][t] : a[i][t]) - a_zero) *
+                       (b[j * K + t] - b_zero[j]);
+            bad += sum != c[i][j];
+        }
+    }
+    check(bad == 0, "%zu sums", bad);
+    free(panels);
+}
+
 void check_dynamic(const struct gemm_kernel *kernel)
 {
     static const enum gemm_type c_types[] = {GEMM_TYPE_F32, GEMM_TYPE_BF16, GEMM_TYPE_U8,
@@ -259,4 +307,6 @@ void check_dynamic(const struct gemm_kernel *kernel)
         }
     }
     check_job(kernel, &long_job);
+    for (int round = 0; round < 4; round++)
+        check_zero_points(kernel, round % 2 ? GEMM_TYPE_S8 : GEMM_TYPE_U8);
 }

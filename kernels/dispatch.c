@@ -14,6 +14,7 @@
 gemm_ukernel_fn gemm_u8s8s32_4x16c1_ref;
 gemm_epilogue_fn gemm_epilogue_ref;
 #if GEMM_X86
+gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
 gemm_ukernel_fn gemm_u8s8s32_6x64c2_avx512;
 gemm_ukernel_fn gemm_u8s8s32_6x16c4_avxvnni;
@@ -26,11 +27,13 @@ gemm_epilogue_fn gemm_epilogue_avx2;
     {                                                                                              \
         .name = "gemm_u8s8s32_" #mr_ "x" #nr_ "c" #kr_ "_" #suffix, .level = (level_),             \
         .id = (number), .mr = (mr_), .nr = (nr_), .kr = (kr_),                                     \
+        .strided_a = (level_) == CPU_LEVEL_AMX,                                                    \
         .ukernel = gemm_u8s8s32_##mr_##x##nr_##c##kr_##_##suffix, .epilogue = (epilogue_),         \
     }
 
 static const struct gemm_kernel kernels[] = {
 #if GEMM_X86
+    ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, gemm_epilogue_avx512),
     ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, gemm_epilogue_avx512),
     ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, gemm_epilogue_avx2),
     ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, gemm_epilogue_avx512),

@@ -17,6 +17,7 @@
 #ifndef GEMMD_KERNELS_GEMM_H
 #define GEMMD_KERNELS_GEMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -73,6 +74,7 @@ struct gemm_kernel {
     enum cpu_level level;
     uint16_t id;          /* stable number, reported in completions and stored in packed files */
     uint16_t mr, nr, kr;  /* kr: consecutive k bytes of one column that lie together in a panel */
+    bool strided_a;       /* ukernel reads rows in place only at one constant distance */
     gemm_ukernel_fn *ukernel;
     gemm_epilogue_fn *epilogue;
 };
@@ -80,6 +82,16 @@ struct gemm_kernel {
 /* The best kernel whose level is in `levels` (a mask of 1u << level).  Never NULL: the reference is
  * in every mask. */
 const struct gemm_kernel *gemm_select(uint32_t levels);
+
+/* A fixed small problem on `kernel`, whose level must be present: what a measurement times. */
+void gemm_probe_run(const struct gemm_kernel *kernel);
+
+/* Nanoseconds gemm_probe_run(kernel) takes.  The caller's, because no clock is read here. */
+typedef uint64_t gemm_measure_fn(const struct gemm_kernel *kernel);
+
+/* gemm_select, except that an AMX kernel has to be faster than the best kernel without AMX, by the
+ * least of some measurements in turn (kernels/select.c). */
+const struct gemm_kernel *gemm_select_measured(uint32_t levels, gemm_measure_fn *measure);
 
 /* The table, best first; *count rows.  For tests, benchmarks and `gemmctl info`. */
 const struct gemm_kernel *gemm_kernels(size_t *count);

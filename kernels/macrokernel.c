@@ -2,6 +2,7 @@
  * The loops around a micro-kernel.
  *
  *     for each block of rows, so small that its A stays in L2          (rows_per_block)
+ *         A rows that the micro-kernel would have to copy for every panel: copy them here, once
  *         for each panel of B in [n_begin, n_end)
  *             for each tile of up to mr rows of the block
  *                 micro-kernel: acc = A tile * panel, in registers; then the epilogue to C
@@ -10,12 +11,17 @@
  * rows serve all panels from L2.  k is not split: the accumulators live in registers over the whole
  * of k, C is written once and never read.  With one row the loops stream every panel exactly once.
  *
+ * Rejected: an epilogue that lags one tile behind, to run while the tile unit of AMX multiplies the
+ * next one.  The micro-kernel ends with tile stores, which fill the reorder buffer: no gain.
+ *
  * Cost beside the micro-kernels: one store and one load of each s32 accumulator, in L1.
  */
 #include "kernels/epilogue.h"
 
 #include <assert.h>
 #include <stdalign.h>
+#include <stdbool.h>
+#include <string.h>
 
 enum {
     /* A of a row block: half of the smallest L2 of the AVX-512 machines (1 MiB), so that panel and
@@ -23,7 +29,22 @@ enum {
     A_BLOCK_BYTES = 512 * 1024,
     /* Below this many tiles per block the panels' traffic would cost more than A's L2 misses. */
     BLOCK_TILES_MIN = 4,
+    /* Copied rows of a block, on the stack.  Longer rows the micro-kernel copies piecewise. */
+    A_COPY_BYTES = 128 * 1024,
 };
+
+/* What the loops share. */
+struct run {
+    const struct gemm_weights *weights;
+    const struct gemm_epilogue *epilogue;
+    size_t n_begin, n_end;
+    uint8_t a_flip;
+};
+
+static size_t round_up(size_t value, size_t multiple)
+{
+    return (value + multiple - 1) / multiple * multiple;
+}
 
 /* Rows of a block: as many as fit, at least BLOCK_TILES_MIN tiles, a multiple of mr. */
 static size_t rows_per_block(const struct gemm_weights *weights)
@@ -34,29 +55,92 @@ static size_t rows_per_block(const struct gemm_weights *weights)
     return (tiles < BLOCK_TILES_MIN ? BLOCK_TILES_MIN : tiles) * mr;
 }
 
+/* Distance of copied rows: whole cache lines, an odd number of them, so that rows spread over all
+ * sets of L1. */
+static size_t copy_stride(const struct gemm_weights *weights)
+{
+    return (round_up(weights->k, GEMM_ALIGN) / GEMM_ALIGN | 1) * GEMM_ALIGN;
+}
+
+static bool constant_stride(size_t rows, const uint8_t *const *a)
+{
+    for (size_t i = 2; i < rows; i++) {
+        if (a[i] - a[i - 1] != a[1] - a[0])
+            return false;
+    }
+    return true;
+}
+
+/* Rows to copy at a time; 0: none, the micro-kernel takes them as they are.  Worth it where it
+ * would copy them again for each of several panels, and where the copy holds a tile. */
+static size_t rows_per_copy(const struct run *run, size_t rows, const uint8_t *const *a)
+{
+    const struct gemm_kernel *kernel = run->weights->kernel;
+    size_t fitting = A_COPY_BYTES / copy_stride(run->weights);
+
+    if (run->n_end - run->n_begin <= kernel->nr ||
+        fitting < (rows < kernel->mr ? rows : kernel->mr))
+        return 0;
+    if (!run->a_flip && (!kernel->strided_a || constant_stride(rows, a)))
+        return 0;
+    return fitting < kernel->mr ? fitting : fitting / kernel->mr * kernel->mr;
+}
+
 /* All row tiles of one block against one panel, whose first column is `column`. */
-static void run_panel(const struct gemm_weights *weights, const struct gemm_epilogue *epilogue,
-                      size_t rows, const uint8_t *const *a, void *const *c, size_t column, size_t n)
+static void run_panel(const struct run *run, size_t rows, const uint8_t *const *a, uint8_t a_flip,
+                      void *const *c, size_t column)
 {
     alignas(GEMM_ALIGN) int32_t acc[GEMM_MR_MAX * GEMM_NR_MAX];
-    const struct gemm_kernel *kernel = weights->kernel;
-    size_t k_padded = (weights->k + (size_t)kernel->kr - 1) / kernel->kr * kernel->kr;
-    const int8_t *panel = weights->panels + column * k_padded;
-    uint8_t a_flip = epilogue->a_type == GEMM_TYPE_S8 ? 0x80 : 0;
+    const struct gemm_kernel *kernel = run->weights->kernel;
+    const int8_t *panel = run->weights->panels + column * round_up(run->weights->k, kernel->kr);
+    size_t n = run->n_end - column < kernel->nr ? run->n_end - column : kernel->nr;
 
     for (size_t i = 0; i < rows; i += kernel->mr) {
         size_t m = rows - i < kernel->mr ? rows - i : kernel->mr;
 
-        kernel->ukernel(m, weights->k, a + i, a_flip, panel, acc);
-        kernel->epilogue(m, n, kernel->nr, acc, epilogue, column, c + i);
+        kernel->ukernel(m, run->weights->k, a + i, a_flip, panel, acc);
+        kernel->epilogue(m, n, kernel->nr, acc, run->epilogue, column, c + i);
     }
+}
+
+static void run_block(const struct run *run, size_t rows, const uint8_t *const *a, uint8_t a_flip,
+                      void *const *c)
+{
+    for (size_t column = run->n_begin; column < run->n_end; column += run->weights->kernel->nr)
+        run_panel(run, rows, a, a_flip, c, column);
+}
+
+/* The same for a block whose rows are first copied, as u8. */
+static void run_block_copied(const struct run *run, size_t rows, const uint8_t *const *a,
+                             void *const *c)
+{
+    alignas(GEMM_ALIGN) uint8_t copy[A_COPY_BYTES];
+    const uint8_t *copied[GEMM_ROWS_MAX];
+    size_t k = run->weights->k, stride = copy_stride(run->weights);
+
+    for (size_t i = 0; i < rows; i++) {
+        uint8_t *to = copy + i * stride;
+
+        copied[i] = to;
+        if (!run->a_flip) {
+            memcpy(to, a[i], k);
+            continue;
+        }
+        for (size_t t = 0; t < k; t++)
+            to[t] = a[i][t] ^ run->a_flip;
+    }
+    run_block(run, rows, copied, 0, c);
 }
 
 void gemm_run(const struct gemm_weights *weights, const struct gemm_epilogue *epilogue, size_t rows,
               const uint8_t *const *a, void *const *c, size_t n_begin, size_t n_end)
 {
-    size_t nr = weights->kernel->nr;
-    size_t block = rows_per_block(weights);
+    const struct run run = {.weights = weights,
+                            .epilogue = epilogue,
+                            .n_begin = n_begin,
+                            .n_end = n_end,
+                            .a_flip = epilogue->a_type == GEMM_TYPE_S8 ? 0x80 : 0};
+    size_t nr = weights->kernel->nr, copy_rows, block;
 
     assert(rows >= 1 && rows <= GEMM_ROWS_MAX);
     assert(weights->k >= 1 && weights->k <= GEMM_K_MAX);
@@ -64,13 +148,14 @@ void gemm_run(const struct gemm_weights *weights, const struct gemm_epilogue *ep
     assert(n_begin % nr == 0 && n_end <= weights->n);
     assert(n_end % nr == 0 || n_end == weights->n);
     assert((uintptr_t)weights->panels % GEMM_ALIGN == 0);
+    copy_rows = rows_per_copy(&run, rows, a);
+    block = copy_rows ? copy_rows : rows_per_block(weights);
     for (size_t i = 0; i < rows; i += block) {
         size_t m = rows - i < block ? rows - i : block;
 
-        for (size_t column = n_begin; column < n_end; column += nr) {
-            size_t n = n_end - column < nr ? n_end - column : nr;
-
-            run_panel(weights, epilogue, m, a + i, c + i, column, n);
-        }
+        if (copy_rows)
+            run_block_copied(&run, m, a + i, c + i);
+        else
+            run_block(&run, m, a + i, run.a_flip, c + i);
     }
 }

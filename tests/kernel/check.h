@@ -93,6 +93,15 @@ void check_run(const struct gemm_kernel *kernel);
 /* Once per run: fixed cases with answers worked out by hand, against the reference. */
 void check_reference(void);
 void check_cpu(void);
+void check_select(void);
+
+/* The AMX kernel on a model of the tiles (amx_model.c; x86-64 only), and whether it left them
+ * released. */
+const struct gemm_kernel *amx_model(void);
+bool amx_model_released(void);
+
+/* Prints what gemm_select_measured chooses here. */
+void report_select(uint32_t levels);
 
 /* GOPS of every kernel of `levels` whose name contains `filter` (NULL: all). */
 void bench(uint32_t levels, const char *filter);

@@ -32,14 +32,22 @@ enum gemm_type {
     GEMM_TYPE_BF16 = 5,
 };
 
+/* What each computes, and how exactly: kernels/activation.h. */
 enum gemm_activation {
     GEMM_ACTIVATION_NONE = 0,
     GEMM_ACTIVATION_RELU = 1,
+    GEMM_ACTIVATION_CLIP = 2,
+    GEMM_ACTIVATION_GELU_TANH = 3,
+    GEMM_ACTIVATION_GELU_ERF = 4,
+    GEMM_ACTIVATION_SILU = 5,
+    GEMM_ACTIVATION_COUNT
 };
 
 enum {
     /* 255 * 128 * 65536 = 2,139,095,040 < 2^31: no sum of k products of u8 * s8 can wrap. */
     GEMM_K_MAX = 65536,
+    /* With zero points of B both factors span 0..255: 255 * 255 * 33025 = 2,147,450,625 < 2^31. */
+    GEMM_K_MAX_B_ZERO_POINTS = 33025,
     /* Rows per gemm_run call: bounds the caller's row-pointer tables (16 KiB for A and C). */
     GEMM_ROWS_MAX = 1024,
     /* Upper bounds over all kernels of the table, for buffers on the stack. */
@@ -53,28 +61,31 @@ enum {
  * Micro-kernel: acc[i * nr + j] = sum over t < k of a[i][t] * panel(j, t), for i < m (1 <= m <= mr)
  * and all j < nr.  `a` holds m row pointers; row i is read only inside a[i][0 .. k), whatever k is
  * (guard pages test that).  `a_flip` is 0 for u8 rows; for s8 rows it is 0x80, and the kernel uses
- * (a ^ 0x80) as u8, that is a + 128; the caller corrects by 128 * column sum in the epilogue's offset.
- * `panel` is one packed panel of nr columns, padded to nr and kr with zeros, 64-byte aligned.
- * `acc` is 64-byte aligned.  Rows of acc beyond m are unspecified afterwards.
+ * (a ^ 0x80) as u8, that is a + 128; the caller corrects by 128 * column sum in the epilogue's
+ * offset. `panel` is one packed panel of nr columns, padded to nr and kr with zeros, 64-byte
+ * aligned. `acc` is 64-byte aligned.  Rows of acc beyond m are unspecified afterwards.
  */
 typedef void gemm_ukernel_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
                              const int8_t *panel, int32_t *acc);
 
 struct gemm_epilogue;
 
-/* Epilogue of a tile: for i < m, j < n (n <= nr): c[i][column + j] = f(acc[i * nr + j], column + j).
- * See kernels/epilogue.h for f.  Writes nothing outside those m * n elements. */
+/* Epilogue of a tile: for i < m, j < n (n <= nr):
+ *     c[i][column + j] = f(acc[i * nr + j], row + i, column + j)
+ * where `row` and `column` index the epilogue's arrays.  See kernels/epilogue.h for f.  Writes
+ * nothing outside those m * n elements. */
 typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
-                              const struct gemm_epilogue *epilogue, size_t column, void *const *c);
+                              const struct gemm_epilogue *epilogue, size_t row, size_t column,
+                              void *const *c);
 
 /* One row of the dispatch table: kernel, tile and packed layout are chosen together, so that a
  * layout can never disagree with its kernel. */
 struct gemm_kernel {
-    const char *name;     /* "gemm_u8s8s32_6x64c4_avx512vnni" */
+    const char *name; /* "gemm_u8s8s32_6x64c4_avx512vnni" */
     enum cpu_level level;
-    uint16_t id;          /* stable number, reported in completions and stored in packed files */
-    uint16_t mr, nr, kr;  /* kr: consecutive k bytes of one column that lie together in a panel */
-    bool strided_a;       /* ukernel reads rows in place only at one constant distance */
+    uint16_t id;         /* stable number, reported in completions and stored in packed files */
+    uint16_t mr, nr, kr; /* kr: consecutive k bytes of one column that lie together in a panel */
+    bool strided_a;      /* ukernel reads rows in place only at one constant distance */
     gemm_ukernel_fn *ukernel;
     gemm_epilogue_fn *epilogue;
 };

@@ -21,7 +21,6 @@
 #include <assert.h>
 #include <stdalign.h>
 #include <stdbool.h>
-#include <string.h>
 
 enum {
     /* A of a row block: half of the smallest L2 of the AVX-512 machines (1 MiB), so that panel and
@@ -38,7 +37,14 @@ struct run {
     const struct gemm_weights *weights;
     const struct gemm_epilogue *epilogue;
     size_t n_begin, n_end;
+};
+
+/* Rows [row, row + rows) of the call; a and c point at the first of them. */
+struct block {
+    size_t row, rows;
+    const uint8_t *const *a;
     uint8_t a_flip;
+    void *const *c;
 };
 
 static size_t round_up(size_t value, size_t multiple)
@@ -73,7 +79,8 @@ static bool constant_stride(size_t rows, const uint8_t *const *a)
 
 /* Rows to copy at a time; 0: none, the micro-kernel takes them as they are.  Worth it where it
  * would copy them again for each of several panels, and where the copy holds a tile. */
-static size_t rows_per_copy(const struct run *run, size_t rows, const uint8_t *const *a)
+static size_t rows_per_copy(const struct run *run, size_t rows, const uint8_t *const *a,
+                            uint8_t a_flip)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
     size_t fitting = A_COPY_BYTES / copy_stride(run->weights);
@@ -81,66 +88,60 @@ static size_t rows_per_copy(const struct run *run, size_t rows, const uint8_t *c
     if (run->n_end - run->n_begin <= kernel->nr ||
         fitting < (rows < kernel->mr ? rows : kernel->mr))
         return 0;
-    if (!run->a_flip && (!kernel->strided_a || constant_stride(rows, a)))
+    if (!a_flip && (!kernel->strided_a || constant_stride(rows, a)))
         return 0;
     return fitting < kernel->mr ? fitting : fitting / kernel->mr * kernel->mr;
 }
 
-/* All row tiles of one block against one panel, whose first column is `column`. */
-static void run_panel(const struct run *run, size_t rows, const uint8_t *const *a, uint8_t a_flip,
-                      void *const *c, size_t column)
+/* All row tiles of a block against one panel, whose first column is `column`. */
+static void run_panel(const struct run *run, const struct block *block, size_t column)
 {
     alignas(GEMM_ALIGN) int32_t acc[GEMM_MR_MAX * GEMM_NR_MAX];
     const struct gemm_kernel *kernel = run->weights->kernel;
     const int8_t *panel = run->weights->panels + column * round_up(run->weights->k, kernel->kr);
     size_t n = run->n_end - column < kernel->nr ? run->n_end - column : kernel->nr;
 
-    for (size_t i = 0; i < rows; i += kernel->mr) {
-        size_t m = rows - i < kernel->mr ? rows - i : kernel->mr;
+    for (size_t i = 0; i < block->rows; i += kernel->mr) {
+        size_t m = block->rows - i < kernel->mr ? block->rows - i : kernel->mr;
 
-        kernel->ukernel(m, run->weights->k, a + i, a_flip, panel, acc);
-        kernel->epilogue(m, n, kernel->nr, acc, run->epilogue, column, c + i);
+        kernel->ukernel(m, run->weights->k, block->a + i, block->a_flip, panel, acc);
+        kernel->epilogue(m, n, kernel->nr, acc, run->epilogue, block->row + i, column,
+                         block->c + i);
     }
 }
 
-static void run_block(const struct run *run, size_t rows, const uint8_t *const *a, uint8_t a_flip,
-                      void *const *c)
+static void run_block(const struct run *run, const struct block *block)
 {
     for (size_t column = run->n_begin; column < run->n_end; column += run->weights->kernel->nr)
-        run_panel(run, rows, a, a_flip, c, column);
+        run_panel(run, block, column);
 }
 
 /* The same for a block whose rows are first copied, as u8. */
-static void run_block_copied(const struct run *run, size_t rows, const uint8_t *const *a,
-                             void *const *c)
+static void run_block_copied(const struct run *run, struct block block)
 {
     alignas(GEMM_ALIGN) uint8_t copy[A_COPY_BYTES];
     const uint8_t *copied[GEMM_ROWS_MAX];
     size_t k = run->weights->k, stride = copy_stride(run->weights);
 
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = 0; i < block.rows; i++) {
+        const uint8_t *from = block.a[i];
         uint8_t *to = copy + i * stride;
 
         copied[i] = to;
-        if (!run->a_flip) {
-            memcpy(to, a[i], k);
-            continue;
-        }
         for (size_t t = 0; t < k; t++)
-            to[t] = a[i][t] ^ run->a_flip;
+            to[t] = from[t] ^ block.a_flip;
     }
-    run_block(run, rows, copied, 0, c);
+    block.a = copied;
+    block.a_flip = 0;
+    run_block(run, &block);
 }
 
 void gemm_run(const struct gemm_weights *weights, const struct gemm_epilogue *epilogue, size_t rows,
               const uint8_t *const *a, void *const *c, size_t n_begin, size_t n_end)
 {
-    const struct run run = {.weights = weights,
-                            .epilogue = epilogue,
-                            .n_begin = n_begin,
-                            .n_end = n_end,
-                            .a_flip = epilogue->a_type == GEMM_TYPE_S8 ? 0x80 : 0};
-    size_t nr = weights->kernel->nr, copy_rows, block;
+    const struct run run = {weights, epilogue, n_begin, n_end};
+    const uint8_t a_flip = epilogue->a_type == GEMM_TYPE_S8 ? 0x80 : 0;
+    size_t nr = weights->kernel->nr, copy_rows, step;
 
     assert(rows >= 1 && rows <= GEMM_ROWS_MAX);
     assert(weights->k >= 1 && weights->k <= GEMM_K_MAX);
@@ -148,14 +149,14 @@ void gemm_run(const struct gemm_weights *weights, const struct gemm_epilogue *ep
     assert(n_begin % nr == 0 && n_end <= weights->n);
     assert(n_end % nr == 0 || n_end == weights->n);
     assert((uintptr_t)weights->panels % GEMM_ALIGN == 0);
-    copy_rows = rows_per_copy(&run, rows, a);
-    block = copy_rows ? copy_rows : rows_per_block(weights);
-    for (size_t i = 0; i < rows; i += block) {
-        size_t m = rows - i < block ? rows - i : block;
+    copy_rows = rows_per_copy(&run, rows, a, a_flip);
+    step = copy_rows ? copy_rows : rows_per_block(weights);
+    for (size_t i = 0; i < rows; i += step) {
+        struct block block = {i, rows - i < step ? rows - i : step, a + i, a_flip, c + i};
 
         if (copy_rows)
-            run_block_copied(&run, m, a + i, c + i);
+            run_block_copied(&run, block);
         else
-            run_block(&run, m, a + i, run.a_flip, c + i);
+            run_block(&run, &block);
     }
 }

@@ -88,10 +88,12 @@ void *check_alloc(size_t bytes);
 void check_pack(const struct gemm_kernel *kernel);
 void check_ukernel(const struct gemm_kernel *kernel);
 void check_epilogue(const struct gemm_kernel *kernel);
+void check_activation(const struct gemm_kernel *kernel);
 void check_run(const struct gemm_kernel *kernel);
 
 /* Once per run: fixed cases with answers worked out by hand, against the reference. */
 void check_reference(void);
+void check_activation_reference(void);
 void check_cpu(void);
 void check_select(void);
 

@@ -119,6 +119,7 @@ static bool run_kernel(const struct gemm_kernel *kernel)
     check_pack(kernel);
     check_ukernel(kernel);
     check_epilogue(kernel);
+    check_activation(kernel);
     check_run(kernel);
     failures = check_context.failures - failures;
     printf("%s %s (%s): %llu checks\n", failures ? "FAIL" : "PASS", kernel->name,
@@ -136,6 +137,7 @@ static int run_all(uint32_t present, uint32_t mask, const char *filter)
     check_cpu();
     check_select();
     check_reference();
+    check_activation_reference();
     if (check_context.failures)
         failed++;
     else

@@ -68,6 +68,10 @@ enum {
 typedef void gemm_ukernel_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
                              const int8_t *panel, int32_t *acc);
 
+/* Where a kernel has begin and end, its ukernel runs only between them, on the same thread, with
+ * the m that begin got. */
+typedef void gemm_begin_fn(size_t m);
+
 struct gemm_epilogue;
 
 /* Epilogue of a tile: for i < m, j < n (n <= nr):
@@ -87,6 +91,7 @@ struct gemm_kernel {
     uint16_t mr, nr, kr; /* kr: consecutive k bytes of one column that lie together in a panel */
     bool strided_a;      /* ukernel reads rows in place only at one constant distance */
     gemm_ukernel_fn *ukernel;
+    gemm_begin_fn *begin, *end; /* both or neither */
     gemm_epilogue_fn *epilogue;
 };
 

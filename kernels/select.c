@@ -35,8 +35,12 @@ void gemm_probe_run(const struct gemm_kernel *kernel)
     for (size_t i = 0; i < ROWS; i += kernel->mr) {
         size_t m = ROWS - i < kernel->mr ? ROWS - i : kernel->mr;
 
+        if (kernel->begin)
+            kernel->begin(m);
         for (size_t column = 0; column < COLUMNS; column += kernel->nr)
             kernel->ukernel(m, DEPTH, rows + i, 0, panels + column * DEPTH, acc);
+        if (kernel->end)
+            kernel->end(m);
     }
 }
 

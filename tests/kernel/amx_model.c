@@ -116,6 +116,8 @@ static void few_rows(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip
 #define _tile_loadd                    model_loadd
 #define _tile_stored                   model_stored
 #define _tile_dpbusd                   model_dpbusd
+#define gemm_amx_begin                 amx_model_begin
+#define gemm_amx_end                   amx_model_end
 #define gemm_u8s8s32_32x64c4_amx       amx_model_ukernel
 #define gemm_u8s8s32_6x64c4_avx512vnni few_rows
 #include "kernels/x86/gemm_u8s8s32_32x64c4_amx.c"
@@ -130,6 +132,8 @@ const struct gemm_kernel *amx_model(void)
         .kr = KR,
         .strided_a = true,
         .ukernel = amx_model_ukernel,
+        .begin = amx_model_begin,
+        .end = amx_model_end,
         .epilogue = gemm_epilogue_ref,
     };
 

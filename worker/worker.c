@@ -20,6 +20,7 @@
 #include "kernels/gemm.h"
 #include "worker/control.h"
 #include "worker/dispatcher.h"
+#include "worker/fault.h"
 #include "worker/layers.h"
 #include "worker/log.h"
 #include "worker/mailbox.h"
@@ -216,7 +217,9 @@ static int open_dispatcher(struct worker *worker)
     int error;
 
     worker->violation_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    error = worker->violation_fd < 0 ? -errno : mailbox_open(&worker->mailbox);
+    error = worker->violation_fd < 0 ? -errno : fault_open(worker->violation_fd);
+    if (error == 0)
+        error = mailbox_open(&worker->mailbox);
     if (error == 0) {
         config.mailbox = worker->mailbox;
         config.violation_fd = worker->violation_fd;

@@ -168,6 +168,8 @@ static void become_worker(const struct harness_worker *worker, int ready_fd,
     vector[count++] = ready_text;
     vector[count++] = "--pool-bytes";
     vector[count++] = "256M";
+    vector[count++] = "--sandbox"; /* whatever else is tested: no thread leaves its list of calls */
+    vector[count++] = "kill";
     for (; arguments && *arguments && count + 1 < ARGUMENTS_MAX; arguments++)
         vector[count++] = *arguments;
     vector[count] = NULL;

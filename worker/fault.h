@@ -15,7 +15,8 @@
 
 #include "proto/status.h"
 
-/* Installs the handler.  `notify_fd` is written (u64 1) after a session was marked.  0 or -errno. */
+/* Installs the handler.  `notify_fd` is written (u64 1) after a session was marked.  0 or -errno.
+ */
 int fault_open(int notify_fd);
 
 /* From now on a fault in [memory, memory + bytes) stores SEGMENT_FAULT into *violation unless

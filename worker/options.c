@@ -95,7 +95,7 @@ static const char help_text[] =
     "  --ready-fd FD        write \"READY\" there once the socket listens\n"
     "  --ring-start N       first index of new rings (0; for tests)\n"
     "  --allow-uid LIST     users that may connect beside this one and root (none)\n"
-    "  --allow-gid LIST     groups whose members may connect; \"\" for none (gemmd, if there is one)\n"
+    "  --allow-gid LIST     groups whose members may connect (gemmd, if it exists; \"\": none)\n"
     "  --uid-sessions N     sessions one user may have (1000)\n"
     "  --arena-bytes SIZE   limit of all sessions' arenas (half of the machine's memory)\n"
     "  --uid-arena-bytes SIZE  limit of one user's arenas (three quarters of that)\n"

@@ -51,8 +51,8 @@ static void look(struct watched *watched, uint64_t progress)
     }
     if (++watched->looks_without < watched->limit)
         return;
-    log_error(LOG_TOPIC_WORKER, "the %s thread has made no progress for %u s: ending", watched->name,
-              watched->looks_without);
+    log_error(LOG_TOPIC_WORKER, "the %s thread has made no progress for %u s: ending",
+              watched->name, watched->looks_without);
     _exit(EX_SOFTWARE);
 }
 

@@ -21,21 +21,22 @@ static const struct {
     const char *name;
     long number;
 } forbidden[] = {
-    CALL(execve), CALL(execveat), CALL(fork), CALL(vfork), CALL(clone), CALL(clone3), CALL(ptrace),
-    CALL(process_vm_readv), CALL(process_vm_writev), CALL(kill), CALL(tkill), CALL(socket),
-    CALL(socketpair), CALL(connect), CALL(bind), CALL(listen), CALL(sendto), CALL(recvfrom),
-    CALL(open), CALL(creat), CALL(rename), CALL(mkdir), CALL(rmdir), CALL(link), CALL(symlink),
-    CALL(chmod), CALL(fchmod), CALL(chown), CALL(fchown), CALL(mknod), CALL(mount), CALL(umount2),
-    CALL(chroot), CALL(pivot_root), CALL(setuid), CALL(setgid), CALL(setresuid), CALL(capset),
-    CALL(unshare), CALL(setns), CALL(personality), CALL(prctl), CALL(seccomp), CALL(bpf),
-    CALL(perf_event_open), CALL(keyctl), CALL(add_key), CALL(init_module), CALL(finit_module),
-    CALL(delete_module), CALL(kexec_load), CALL(reboot), CALL(swapon), CALL(syslog), CALL(iopl),
-    CALL(ioperm), CALL(ioctl), CALL(userfaultfd), CALL(io_uring_setup), CALL(io_uring_register),
-    CALL(io_setup), CALL(shmget), CALL(shmat), CALL(pipe2), CALL(dup2), CALL(dup3), CALL(truncate),
-    CALL(pread64), CALL(pwrite64), CALL(sendfile), CALL(splice), CALL(vmsplice), CALL(memfd_secret),
-    CALL(pidfd_open), CALL(pidfd_getfd), CALL(pidfd_send_signal), CALL(open_by_handle_at),
-    CALL(openat2), CALL(name_to_handle_at), CALL(inotify_init1), CALL(fanotify_init), CALL(timer_create),
-    CALL(clock_settime), CALL(settimeofday), CALL(adjtimex), CALL(quotactl), CALL(acct), CALL(uname),
+    CALL(execve), CALL(execveat), CALL(fork), CALL(vfork), CALL(clone), CALL(clone3),
+    CALL(ptrace), CALL(process_vm_readv), CALL(process_vm_writev), CALL(kill), CALL(tkill),
+    CALL(socket), CALL(socketpair), CALL(connect), CALL(bind), CALL(listen), CALL(sendto),
+    CALL(recvfrom), CALL(open), CALL(creat), CALL(rename), CALL(mkdir), CALL(rmdir), CALL(link),
+    CALL(symlink), CALL(chmod), CALL(fchmod), CALL(chown), CALL(fchown), CALL(mknod), CALL(mount),
+    CALL(umount2), CALL(chroot), CALL(pivot_root), CALL(setuid), CALL(setgid), CALL(setresuid),
+    CALL(capset), CALL(unshare), CALL(setns), CALL(personality), CALL(prctl), CALL(seccomp),
+    CALL(bpf), CALL(perf_event_open), CALL(keyctl), CALL(add_key), CALL(init_module),
+    CALL(finit_module), CALL(delete_module), CALL(kexec_load), CALL(reboot), CALL(swapon),
+    CALL(syslog), CALL(iopl), CALL(ioperm), CALL(ioctl), CALL(userfaultfd), CALL(io_uring_setup),
+    CALL(io_uring_register), CALL(io_setup), CALL(shmget), CALL(shmat), CALL(pipe2), CALL(dup2),
+    CALL(dup3), CALL(truncate), CALL(pread64), CALL(pwrite64), CALL(sendfile), CALL(splice),
+    CALL(vmsplice), CALL(memfd_secret), CALL(pidfd_open), CALL(pidfd_getfd),
+    CALL(pidfd_send_signal), CALL(open_by_handle_at), CALL(openat2), CALL(name_to_handle_at),
+    CALL(inotify_init1), CALL(fanotify_init), CALL(timer_create), CALL(clock_settime),
+    CALL(settimeofday), CALL(adjtimex), CALL(quotactl), CALL(acct), CALL(uname),
 };
 #define FORBIDDEN_COUNT (sizeof(forbidden) / sizeof(forbidden[0]))
 
@@ -158,7 +159,8 @@ static int open_ring(struct io_uring_params *parameters)
 static int submit_one(int fd, const struct io_uring_params *parameters, struct io_uring_sqe sqe)
 {
     size_t sq_bytes = parameters->sq_off.array + parameters->sq_entries * sizeof(uint32_t);
-    size_t cq_bytes = parameters->cq_off.cqes + parameters->cq_entries * sizeof(struct io_uring_cqe);
+    size_t cq_bytes = parameters->cq_off.cqes +
+                      parameters->cq_entries * sizeof(struct io_uring_cqe);
     char *sq = mmap(NULL, sq_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, IORING_OFF_SQ_RING);
     char *cq = mmap(NULL, cq_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, IORING_OFF_CQ_RING);
     struct io_uring_sqe *sqes = mmap(NULL, parameters->sq_entries * sizeof(*sqes),

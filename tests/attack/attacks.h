@@ -45,7 +45,7 @@ void attack_message(int fd, uint64_t *seed);
 /* 253 descriptors, the most one message can carry, attached to `message`. */
 bool attack_descriptors(int fd, const void *message, uint32_t bytes);
 
-/* One time in four, the eventfd of the doorbell is filled, drained, or made blocking for a while. */
+/* One time in four the eventfd of the doorbell is filled, drained, or made blocking for a while. */
 void attack_doorbell(struct raw *raw, uint64_t *seed);
 
 /* Writes a random word at a random place of c2w (ring included) or of the arena. */

@@ -65,6 +65,8 @@ int harness_try_start(struct harness_worker *worker, const char *const *argument
 /* The same, and fails the test unless it gets READY. */
 void harness_start(struct harness_worker *worker, const char *const *arguments,
                    const char *const *environment);
+/* After harness_kill: another worker at the same socket, and READY. */
+void harness_restart(struct harness_worker *worker, const char *const *arguments);
 /* SIGTERM, then exit 0 within 15 s, socket gone, no file left behind but the lock and the log. */
 void harness_stop(struct harness_worker *worker);
 /* SIGKILL, and waits for it.  The directory stays. */

@@ -1,15 +1,15 @@
 /*
- * Every word a client writes is loaded once per use.  clang's trace-loads calls a hook for each load
- * of the worker's code, after optimisation, so a load that the compiler added shows as well as one
- * that was written.  The worker runs in this process; the hooks count loads of each word of the
- * session's c2w.  The client's code is not instrumented.
+ * Every word a client writes is loaded once per use.  clang's trace-loads calls a hook for each
+ * load of the worker's code, after optimisation, so a load that the compiler added shows as well
+ * as one that was written.  The worker runs in this process; the hooks count loads of each word of
+ * the session's c2w.  The client's code is not instrumented.
  *
  * Words 0 … 6 of a slot are payload: exactly one load per job.  Word 7 holds seq, which may be
  * looked at any number of times while the slot is empty, because any value but one means that;
  * its other half is taken with the copy.  The client line: at most one load of cq_arm and of
  * cq_head per job, and of cq_wake_at per load of cq_arm.
  *
- * Built a second time with GEMMD_DOUBLE_FETCH (and double_fetch_mutant.h): the re-read must be seen.
+ * Built a second time with GEMMD_DOUBLE_FETCH and double_fetch_mutant.h: the re-read must be seen.
  */
 #include "tests/harness.h"
 

@@ -119,10 +119,11 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
                            arena_bytes >= ARENA_HUGE_BYTES, node);
     if (error < 0)
         goto fail;
-    status = GEMMD_STATUS_INTERNAL;
+    status = GEMMD_STATUS_NO_MEMORY; /* of descriptors: the log says so */
     session->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (session->kick_fd < 0)
         goto fail;
+    status = GEMMD_STATUS_INTERNAL;
 
     fill_header(&session->c2w, GEMMD_SEGMENT_C2W, ring_entries, ring_start, session->id);
     fill_header(&session->w2c, GEMMD_SEGMENT_W2C, ring_entries, ring_start, session->id);

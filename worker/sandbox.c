@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <time.h>
 
 #include "worker/sandbox_rules.h"
 
@@ -26,6 +27,7 @@ static enum sandbox_mode mode = SANDBOX_OFF;
 int sandbox_open(enum sandbox_mode wanted)
 {
     mode = wanted;
+    tzset(); /* the C library reads the time zone's file once: not at a log line's first */
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : 0;
 }
 

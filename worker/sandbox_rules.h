@@ -21,7 +21,8 @@
     X(futex, SANDBOX_C | SANDBOX_D | SANDBOX_W, "")                                                \
     X(restart_syscall, SANDBOX_C | SANDBOX_D | SANDBOX_W, "a stopped and continued process")       \
     X(read, SANDBOX_C | SANDBOX_D, "")                                                             \
-    X(write, SANDBOX_C | SANDBOX_D | SANDBOX_W, "")                                                \
+    X(write, SANDBOX_C | SANDBOX_D, "")                                                            \
+    X(write, SANDBOX_W, "its last words")                                                          \
     X(clock_gettime, SANDBOX_C | SANDBOX_D | SANDBOX_W, "a machine whose vDSO has no clock")       \
     /* connections */                                                                              \
     X(accept4, SANDBOX_C, "")                                                                      \
@@ -36,27 +37,30 @@
     X(ftruncate, SANDBOX_C, "")                                                                    \
     X(fallocate, SANDBOX_C, "Linux before 5.14: populating a segment")                             \
     X(eventfd2, SANDBOX_C, "")                                                                     \
-    X(mmap, SANDBOX_C | SANDBOX_D, "")                                                             \
-    X(munmap, SANDBOX_C | SANDBOX_D, "")                                                           \
+    X(mmap, SANDBOX_C, "")                                                                         \
+    X(mmap, SANDBOX_D, "a page under a fault, worker/fault.c")                                     \
+    X(munmap, SANDBOX_C, "")                                                                       \
     X(mprotect, SANDBOX_C, "")                                                                     \
     X(madvise, SANDBOX_C | SANDBOX_D | SANDBOX_W, "")                                              \
     X(mbind, SANDBOX_C, "a kernel with NUMA")                                                      \
     X(move_pages, SANDBOX_C, "a kernel with NUMA")                                                 \
     X(brk, SANDBOX_C, "")                                                                          \
-    X(mremap, SANDBOX_C, "a table of malloc's that grows")                                         \
-    /* reports: smaps for the kind of pages, the time zone of log lines */                         \
+    X(mremap, SANDBOX_C, "a block of malloc that grows")                                           \
+    /* reports: the kind of pages, from smaps */                                                   \
     X(openat, SANDBOX_C, "")                                                                       \
     X(newfstatat, SANDBOX_C, "")                                                                   \
-    X(lseek, SANDBOX_C, "the C library's reading of the time zone")                                \
-    X(getpid, SANDBOX_C | SANDBOX_D | SANDBOX_W, "")                                               \
-    X(gettid, SANDBOX_C | SANDBOX_D | SANDBOX_W, "abort")                                          \
+    X(getpid, SANDBOX_C, "")                                                                       \
     X(geteuid, SANDBOX_C, "")                                                                      \
     /* ending */                                                                                   \
     X(exit, SANDBOX_D | SANDBOX_W, "")                                                             \
-    X(exit_group, SANDBOX_C | SANDBOX_D | SANDBOX_W, "")                                           \
-    X(rt_sigprocmask, SANDBOX_C | SANDBOX_D | SANDBOX_W, "")                                       \
+    X(exit_group, SANDBOX_C, "")                                                                   \
+    X(exit_group, SANDBOX_W, "the end of a wedged worker")                                         \
+    X(rt_sigprocmask, SANDBOX_D | SANDBOX_W, "")                                                   \
+    X(rt_sigprocmask, SANDBOX_C, "abort")                                                          \
+    X(getpid, SANDBOX_D | SANDBOX_W, "abort")                                                      \
+    X(gettid, SANDBOX_C | SANDBOX_D | SANDBOX_W, "abort")                                          \
+    X(tgkill, SANDBOX_C | SANDBOX_D | SANDBOX_W, "abort")                                          \
     X(rt_sigaction, SANDBOX_C | SANDBOX_D | SANDBOX_W, "abort, and SIGBUS in the weights")         \
-    X(rt_sigreturn, SANDBOX_C | SANDBOX_D | SANDBOX_W, "after a SIGBUS that was survived")         \
-    X(tgkill, SANDBOX_C | SANDBOX_D | SANDBOX_W, "abort")
+    X(rt_sigreturn, SANDBOX_C | SANDBOX_D | SANDBOX_W, "after a fault that was survived")
 
 #endif

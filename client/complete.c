@@ -154,6 +154,22 @@ static int check_reap(struct gemmd *session, unsigned capacity)
     return 0;
 }
 
+/* Ends a poll or wait of a session with a descriptor in the application's event loop. */
+static int finish_with_fd(struct gemmd *session, struct gemmd_completion *out, unsigned capacity,
+                          unsigned taken)
+{
+    if (taken < capacity && !session->lost) {
+        gemmd_fd_arm(session);
+        taken += take(session, out + taken, capacity - taken);
+    }
+    if (taken == 0 && check_connection(session))
+        taken = take(session, out, capacity);
+    if (session->lost)
+        return taken ? (int)taken : gemmd_check(session);
+    gemmd_fd_settle(session);
+    return (int)taken;
+}
+
 int gemmd_poll(struct gemmd *session, struct gemmd_completion *out, unsigned capacity)
 {
     int error = check_reap(session, capacity);
@@ -162,6 +178,8 @@ int gemmd_poll(struct gemmd *session, struct gemmd_completion *out, unsigned cap
     if (error < 0)
         return error;
     taken = take(session, out, capacity);
+    if (gemmd_has_fd(session))
+        return finish_with_fd(session, out, capacity, taken);
     if (taken || session->in_flight == 0) {
         session->polls_empty = 0;
         return (int)taken;
@@ -210,11 +228,18 @@ static bool spin(struct gemmd *session, uint64_t deadline_ns)
 static int sleep_slice(struct gemmd *session, uint64_t slice_ns)
 {
     struct timespec slice = {.tv_nsec = (long)slice_ns};
-    uint32_t seen = gemmd_wake_arm(session->client_line, &session->wake_epoch,
-                                   session->worker_line, session->cq.index + 1);
+    uint32_t seen;
     long result = 0;
     int error = 0;
 
+    if (gemmd_has_fd(session)) {
+        error = gemmd_fd_sleep(session, slice_ns);
+        if (error == -ETIMEDOUT || (error == 0 && !is_ready(session)))
+            check_connection(session);
+        return error == -EINTR ? error : 0;
+    }
+    seen = gemmd_wake_arm(session->client_line, &session->wake_epoch, session->worker_line,
+                          session->cq.index + 1);
     if (!is_ready(session)) {
         /* Not FUTEX_PRIVATE: the worker wakes it.  Our mapping may be read-only for a wait. */
         result = syscall(SYS_futex, &session->worker_line->cq_futex, FUTEX_WAIT, seen, &slice, NULL,
@@ -260,7 +285,7 @@ int gemmd_wait(struct gemmd *session, struct gemmd_completion *out, unsigned cap
     gemmd_flush(session);
     taken = take(session, out, capacity);
     if (taken || session->in_flight == 0 || timeout_ms == 0)
-        return (int)taken;
+        return gemmd_has_fd(session) ? finish_with_fd(session, out, capacity, taken) : (int)taken;
     if (timeout_ms > 0)
         deadline_ns = gemmd_now_ns() + (uint64_t)timeout_ms * 1000000;
     while (taken == 0 && session->in_flight) {
@@ -272,7 +297,7 @@ int gemmd_wait(struct gemmd *session, struct gemmd_completion *out, unsigned cap
                                    : gemmd_fail(session, error, "wait: nothing completed in %d ms",
                                                 timeout_ms);
     }
-    return (int)taken;
+    return gemmd_has_fd(session) ? finish_with_fd(session, out, capacity, taken) : (int)taken;
 }
 
 int gemmd_run(struct gemmd *session, const struct gemmd_job *job, int timeout_ms)

@@ -218,8 +218,9 @@ GEMMD_API int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, 
 /* Rings the doorbell if the worker sleeps.  1 a system call was made, 0 none was needed. */
 GEMMD_API int gemmd_flush(struct gemmd *session);
 
-/* Takes up to `capacity` completions without waiting; no system call.  0..capacity.  After the
- * worker's death every job in flight completes here once with status WORKER_LOST. */
+/* Takes up to `capacity` completions without waiting; no system call (but see gemmd_get_fd).
+ * 0..capacity.  After the worker's death every job in flight completes here once with status
+ * WORKER_LOST. */
 GEMMD_API int gemmd_poll(struct gemmd *session, struct gemmd_completion *out, unsigned capacity);
 
 /* Like gemmd_poll, but waits for at least one completion: flushes, spins, then sleeps.
@@ -231,6 +232,24 @@ GEMMD_API int gemmd_wait(struct gemmd *session, struct gemmd_completion *out, un
 /* Submits one job and waits for it.  Only when nothing else is in flight (-EBUSY).
  *   0, -errno of its status, -ETIMEDOUT (the job is still in flight), -EINTR likewise, -EINVAL */
 GEMMD_API int gemmd_run(struct gemmd *session, const struct gemmd_job *job, int timeout_ms);
+
+/* A descriptor for the program's own event loop (epoll, poll, libuv, asyncio): watch it for
+ * reading, and call gemmd_poll when it is readable.  It is the session's: do not read, write or
+ * close it; it is gone with gemmd_close.  Every call of a session gives the same one; the first
+ * blocks.
+ *
+ * Level-triggered: readable while completions may be there to take, from the moment the worker has
+ * written the first of a batch (one wake-up a batch) until a gemmd_poll has returned fewer than
+ * `capacity`.  With an edge-triggered watch, call gemmd_poll until it does.  It may be readable
+ * with nothing to take; gemmd_poll then gives 0.  When the worker dies it is readable, too:
+ * gemmd_poll gives WORKER_LOST completions, and -ECONNRESET once none is left.
+ *
+ * Call gemmd_flush after gemmd_submit, before going to sleep in the event loop.  From the first
+ * call on, a gemmd_poll that finds less than `capacity` makes a system call or two if the worker
+ * has rung since, or if there was nothing to take at all.
+ *   >= 0 the descriptor; -EINVAL (a control-only session), -ENOMEM, -EMFILE, -ETIMEDOUT,
+ *   -ECONNRESET (worker gone) */
+GEMMD_API int gemmd_get_fd(struct gemmd *session);
 
 /* Jobs submitted and not yet taken by gemmd_poll or gemmd_wait. */
 GEMMD_API unsigned gemmd_in_flight(const struct gemmd *session);

@@ -378,6 +378,20 @@ static enum gemmd_status handle_stats(struct control *control, struct session *s
     return GEMMD_STATUS_OK;
 }
 
+static enum gemmd_status handle_wake_fd(struct control *control, struct session *session,
+                                        const void *request, struct control_answer *answer)
+{
+    (void)control;
+    (void)request;
+    if (session->control_only)
+        return GEMMD_STATUS_STATE;
+    if (session_open_wake(session) < 0)
+        return GEMMD_STATUS_NO_MEMORY;
+    answer->fds[0] = session->wake_poll_fd;
+    answer->fd_count = 1;
+    return GEMMD_STATUS_OK;
+}
+
 /* ---- dispatch -------------------------------------------------------------------------------- */
 
 static const struct {
@@ -403,6 +417,8 @@ static const struct {
     [GEMMD_MSG_SESSIONS] = {handle_sessions, sizeof(struct gemmd_msg_sessions_reply),
                             GEMMD_SESSION_LIVE},
     [GEMMD_MSG_STATS] = {handle_stats, sizeof(struct gemmd_msg_stats_reply), GEMMD_SESSION_LIVE},
+    [GEMMD_MSG_WAKE_FD] = {handle_wake_fd, sizeof(struct gemmd_msg_wake_fd_reply),
+                           GEMMD_SESSION_LIVE},
 };
 
 enum gemmd_status control_request(struct control *control, struct session *session,

@@ -48,6 +48,7 @@ struct session_ring {
     struct gemmd_doorbell_line *doorbell;
     struct gemmd_worker_line *worker_line;
     const struct gemmd_client_line *client_line;
+    int wake_fd; /* atomic; eventfd of a client that waits with poll; -1: it waits on cq_futex */
     uint8_t *arena;
     uint64_t arena_bytes;
     struct job job;               /* valid while job.layer */
@@ -84,6 +85,7 @@ struct session {
     uint32_t id;   /* never 0, never reused */
     int fd;        /* control connection */
     int kick_fd;
+    int wake_poll_fd; /* -1: not asked for; watches ring.wake_fd for the client */
     pid_t pid;     /* for display only: pids are reused */
     uid_t uid;
     enum gemmd_session_state state;
@@ -107,6 +109,10 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
 
 /* The client has mapped its segments: seals them and verifies the seals.  OK or INTERNAL. */
 enum gemmd_status session_seal(struct session *session);
+
+/* From here on the client is woken through a descriptor: session->wake_poll_fd, to be passed on
+ * (GEMMD_MSG_WAKE_FD in proto/control.h).  No effect the second time.  0 or -errno. */
+int session_open_wake(struct session *session);
 
 /* Frees everything; the dispatcher must have let go.  Layers are the caller's to release first.
  * Accepts NULL and half-built sessions; *session becomes NULL. */

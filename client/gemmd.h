@@ -75,8 +75,10 @@ struct gemmd_options {
                                 ends when idle; 0: -ECONNREFUSED */
     uint32_t ring_entries;   /* jobs in flight at most; power of two 8..4096; 0 (default): 256 */
     uint64_t arena_bytes;    /* buffer memory; 64 KiB..4 GiB; 0 (default): 16 MiB */
-    int64_t spin_ns;         /* longest spin of gemmd_wait before it sleeps; -1 (default): what the
-                                worker advises (0 on a machine with one CPU) */
+    int64_t spin_ns;         /* longest spin of gemmd_wait before it sleeps; within it the library
+                                learns from recent waits how long pays, and never spins on the
+                                worker's own CPU; 0: sleep at once; -1 (default): what the worker
+                                advises (0 on a machine with one CPU) */
     int control_only;        /* 1: no rings and no arena, for tools; default 0 */
     int timeout_ms;          /* of connecting and of each control call; default 10000 */
     uint64_t reserved[8];    /* 0 */
@@ -301,7 +303,7 @@ struct gemmd_percentiles {
 struct gemmd_stats {
     /* the worker's, since its start */
     uint64_t jobs, jobs_failed, rows, macs, exec_ns, turns, sleeps, doorbells, wakes, syscalls;
-    uint64_t rescues, sessions_opened, sessions_closed, sessions_violated;
+    uint64_t spins_hit, spins_missed, rescues, sessions_opened, sessions_closed, sessions_violated;
     uint64_t layers_created, layers_attached;
     struct gemmd_percentiles queue, exec;
     /* this session's own, counted in this process */

@@ -12,6 +12,7 @@
 #include "client/gemmd.h"
 #include "proto/control.h"
 #include "proto/ring.h"
+#include "proto/spin.h"
 #include "proto/stats.h"
 #include "proto/status.h"
 
@@ -87,7 +88,9 @@ struct gemmd {
     /* gemmd_poll's watch over a silent worker */
     uint32_t polls_empty;
     uint64_t silent_since_ns;
-    uint64_t spin_ns;
+    uint64_t spin_ns; /* at most */
+    struct gemmd_spin spin;
+    int dispatcher_cpu;
     struct gemmd_fd pollable;
     uint64_t jobs, doorbells, sleeps, syscalls; /* for gemmd_stats */
 

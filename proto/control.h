@@ -73,7 +73,7 @@ struct gemmd_msg_hello_reply {
     uint64_t arena_page_bytes; /* 72 */
     uint64_t worker_epoch;   /* 80: differs for each start of a worker */
     uint32_t spin_ns_max;    /* 88: how long a client may spin before it sleeps; 0: one CPU */
-    uint32_t reserved;       /* 92 */
+    uint32_t dispatcher_cpu; /* 92: a client on this CPU does not spin */
 };
 
 struct gemmd_msg_mapped {
@@ -289,6 +289,7 @@ GEMMD_AT(gemmd_msg_hello_reply, c2w_bytes, 48);
 GEMMD_AT(gemmd_msg_hello_reply, arena_page_bytes, 72);
 GEMMD_AT(gemmd_msg_hello_reply, worker_epoch, 80);
 GEMMD_AT(gemmd_msg_hello_reply, spin_ns_max, 88);
+GEMMD_AT(gemmd_msg_hello_reply, dispatcher_cpu, 92);
 GEMMD_AT(gemmd_layer_desc_abi, a_type, 8);
 GEMMD_AT(gemmd_layer_desc_abi, scale_count, 12);
 GEMMD_AT(gemmd_layer_desc_abi, a_zero_point, 16);

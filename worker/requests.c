@@ -59,6 +59,7 @@ static enum gemmd_status handle_hello(struct control *control, struct session *s
     reply->features = hello->features & GEMMD_FEATURES;
     reply->worker_epoch = control->worker_epoch;
     reply->spin_ns_max = control->config.client_spin_ns;
+    reply->dispatcher_cpu = control->config.dispatcher_cpu;
     session->state = session->control_only ? GEMMD_SESSION_LIVE : GEMMD_SESSION_MAPPING;
     if (session->control_only)
         gemmd_counter_add(&control->config.stats->sessions_opened, 1);

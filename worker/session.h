@@ -14,6 +14,7 @@
 
 #include "proto/control.h"
 #include "proto/ring.h"
+#include "proto/spin.h"
 #include "proto/status.h"
 #include "worker/layers.h"
 #include "worker/segment.h"
@@ -54,9 +55,12 @@ struct session_ring {
     struct job job;               /* valid while job.layer */
     bool hot;                     /* polled each turn; else its doorbell is armed */
     bool used;                    /* had a job since the clock was last read */
+    bool rung;                    /* it was cold until then */
     bool stalled;                 /* its completion ring is full: waits for the client to reap */
     bool suspect;                 /* the last sweep found a job here, and no doorbell came since */
     uint64_t last_used_ns;
+    struct gemmd_spin spin;       /* how long its pauses are */
+    uint64_t spin_budget_ns;      /* of the pause it is in; 0: it is in none */
     enum gemmd_status violation;  /* set: to be ended by the control thread */
     /* counters: gemmd_counter_* */
     uint64_t jobs, jobs_failed, rows, exec_ns, doorbells, wakeups;

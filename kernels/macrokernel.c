@@ -34,9 +34,10 @@ static size_t rows_per_block(const struct gemm_weights *weights)
     return (tiles < BLOCK_TILES_MIN ? BLOCK_TILES_MIN : tiles) * mr;
 }
 
-/* All row tiles of one block against one panel, whose first column is `column`. */
+/* All row tiles of one block, whose first row is `row`, against the panel at `column`. */
 static void run_panel(const struct gemm_weights *weights, const struct gemm_epilogue *epilogue,
-                      size_t rows, const uint8_t *const *a, void *const *c, size_t column, size_t n)
+                      size_t rows, const uint8_t *const *a, void *const *c, size_t row,
+                      size_t column, size_t n)
 {
     alignas(GEMM_ALIGN) int32_t acc[GEMM_MR_MAX * GEMM_NR_MAX];
     const struct gemm_kernel *kernel = weights->kernel;
@@ -48,7 +49,7 @@ static void run_panel(const struct gemm_weights *weights, const struct gemm_epil
         size_t m = rows - i < kernel->mr ? rows - i : kernel->mr;
 
         kernel->ukernel(m, weights->k, a + i, a_flip, panel, acc);
-        kernel->epilogue(m, n, kernel->nr, acc, epilogue, column, c + i);
+        kernel->epilogue(m, n, kernel->nr, acc, epilogue, row + i, column, c + i);
     }
 }
 
@@ -70,7 +71,7 @@ void gemm_run(const struct gemm_weights *weights, const struct gemm_epilogue *ep
         for (size_t column = n_begin; column < n_end; column += nr) {
             size_t n = n_end - column < nr ? n_end - column : nr;
 
-            run_panel(weights, epilogue, m, a + i, c + i, column, n);
+            run_panel(weights, epilogue, m, a + i, c + i, i, column, n);
         }
     }
 }

@@ -125,7 +125,7 @@ static void compare(const struct job *job, const struct data *d,
             one.offset = &zero;
             one.scale += j;
             one.bias += j;
-            gemm_epilogue_ref(1, 1, 1, &s, &one, 0, (void *[]){row + j * bytes});
+            gemm_epilogue_ref(1, 1, 1, &s, &one, 0, 0, (void *[]){row + j * bytes});
             bad += memcmp(row + j * bytes, (uint8_t *)d->c_rows[i] + j * bytes, bytes) != 0;
         }
     }

@@ -273,6 +273,60 @@ static void check_zero_points(const struct gemm_kernel *kernel, enum gemm_type a
     free(panels);
 }
 
+/* gemm_run with more rows than one of its blocks: each row meets its own scale and residual. */
+static void check_row_arrays(const struct gemm_kernel *kernel)
+{
+    enum { N = 3, K = 21845 };
+    const size_t rows = 8u * kernel->mr + 1;
+    static _Alignas(GEMM_ALIGN) int32_t sums[GEMM_NR_MAX];
+    static _Alignas(GEMM_ALIGN) float scale[GEMM_NR_MAX] = {0.5f, 0.25f, 2.0f}, bias[GEMM_NR_MAX];
+    int8_t *b = check_alloc(N * K), *panels = check_alloc(gemm_packed_bytes(kernel, N, K));
+    uint8_t *a = check_alloc(K);
+    float c[8 * GEMM_MR_MAX + 1][N], residual[8 * GEMM_MR_MAX + 1][N];
+    float row_scales[8 * GEMM_MR_MAX + 1];
+    const uint8_t *a_rows[8 * GEMM_MR_MAX + 1];
+    const void *residual_rows[8 * GEMM_MR_MAX + 1];
+    void *c_rows[8 * GEMM_MR_MAX + 1];
+    struct gemm_weights weights = {kernel, N, K, panels};
+    struct gemm_epilogue epilogue = {
+        .a_type = GEMM_TYPE_U8,
+        .c_type = GEMM_TYPE_F32,
+        .offset = sums,
+        .scale = scale,
+        .bias = bias,
+        .row_scales = row_scales,
+        .residual = residual_rows,
+        .residual_type = GEMM_TYPE_F32,
+    };
+    size_t bad = 0;
+
+    check_step("row scales and residuals over several blocks");
+    fill_a(FILL_UNIFORM, a, K, GEMM_TYPE_U8);
+    fill_b(FILL_SPARSE, b, N * K);
+    for (size_t i = 0; i < rows; i++) {
+        row_scales[i] = (float)(i + 1);
+        a_rows[i] = a;
+        residual_rows[i] = residual[i];
+        c_rows[i] = c[i];
+        for (size_t j = 0; j < N; j++)
+            residual[i][j] = (float)(i * 1000 + j);
+    }
+    gemm_pack(kernel, N, K, b, K, panels, sums);
+    gemm_offset(N, GEMM_TYPE_U8, 0, sums, NULL, sums);
+    gemm_run(&weights, &epilogue, rows, a_rows, c_rows, 0, N);
+    for (size_t i = 0; i < rows; i++) {
+        for (size_t j = 0; j < N; j++) {
+            float f = (float)oracle_dot(K, a, GEMM_TYPE_U8, b + j * K) * scale[j];
+
+            bad += c[i][j] != f * row_scales[i] + residual[i][j];
+        }
+    }
+    check(bad == 0, "%zu elements", bad);
+    free(a);
+    free(b);
+    free(panels);
+}
+
 void check_dynamic(const struct gemm_kernel *kernel)
 {
     static const enum gemm_type c_types[] = {GEMM_TYPE_F32, GEMM_TYPE_BF16, GEMM_TYPE_U8,
@@ -307,6 +361,7 @@ void check_dynamic(const struct gemm_kernel *kernel)
         }
     }
     check_job(kernel, &long_job);
+    check_row_arrays(kernel);
     for (int round = 0; round < 4; round++)
         check_zero_points(kernel, round % 2 ? GEMM_TYPE_S8 : GEMM_TYPE_U8);
 }

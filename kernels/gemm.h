@@ -17,6 +17,7 @@
 #ifndef GEMMD_KERNELS_GEMM_H
 #define GEMMD_KERNELS_GEMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -67,6 +68,10 @@ enum {
 typedef void gemm_ukernel_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
                              const int8_t *panel, int32_t *acc);
 
+/* Where a kernel has begin and end, its ukernel runs only between them, on the same thread, with
+ * the m that begin got. */
+typedef void gemm_begin_fn(size_t m);
+
 struct gemm_epilogue;
 
 /* Epilogue of a tile: for i < m, j < n (n <= nr):
@@ -84,13 +89,25 @@ struct gemm_kernel {
     enum cpu_level level;
     uint16_t id;         /* stable number, reported in completions and stored in packed files */
     uint16_t mr, nr, kr; /* kr: consecutive k bytes of one column that lie together in a panel */
+    bool strided_a;      /* ukernel reads rows in place only at one constant distance */
     gemm_ukernel_fn *ukernel;
+    gemm_begin_fn *begin, *end; /* both or neither */
     gemm_epilogue_fn *epilogue;
 };
 
 /* The best kernel whose level is in `levels` (a mask of 1u << level).  Never NULL: the reference is
  * in every mask. */
 const struct gemm_kernel *gemm_select(uint32_t levels);
+
+/* A fixed small problem on `kernel`, whose level must be present: what a measurement times. */
+void gemm_probe_run(const struct gemm_kernel *kernel);
+
+/* Nanoseconds gemm_probe_run(kernel) takes.  The caller's, because no clock is read here. */
+typedef uint64_t gemm_measure_fn(const struct gemm_kernel *kernel);
+
+/* gemm_select, except that an AMX kernel has to be faster than the best kernel without AMX, by the
+ * least of some measurements in turn (kernels/select.c). */
+const struct gemm_kernel *gemm_select_measured(uint32_t levels, gemm_measure_fn *measure);
 
 /* The table, best first; *count rows.  For tests, benchmarks and `gemmctl info`. */
 const struct gemm_kernel *gemm_kernels(size_t *count);

@@ -176,11 +176,57 @@ INLINE void tile(enum gemm_type c_type, enum gemm_activation activation, int ext
     }
 }
 
+/*
+ * The common tile of a quantised network: u8, RELU, zero point 0, no per-row step, all 64 columns.
+ * After RELU q is not negative, and vcvtps2dq gives 0x80000000 from 2^31 on, infinity included,
+ * which the unsigned saturation of vpmovusdb takes to 255: both bounds of the clamp are for
+ * nothing, and a row of 64 outputs takes 36 operations on the two vector ports instead of 48.
+ */
+enum { U8_RELU_COLUMNS = 64, U8_RELU_VECTORS = U8_RELU_COLUMNS / LANES };
+
+INLINE int is_u8_relu(const struct gemm_epilogue *epilogue, size_t n)
+{
+    /* Not 0, and so no infinity * 0; a NaN fails the comparison, too. */
+    return n == U8_RELU_COLUMNS && epilogue->c_type == GEMM_TYPE_U8 &&
+           epilogue->activation == GEMM_ACTIVATION_RELU && epilogue->c_zero_point == 0 &&
+           epilogue->inverse_c_scale > 0.0f && !gemm_epilogue_is_extended(epilogue);
+}
+
+static void tile_u8_relu(size_t m, size_t nr, const int32_t *acc,
+                         const struct gemm_epilogue *epilogue, size_t column, void *const *c)
+{
+    const __m512 inverse = _mm512_set1_ps(epilogue->inverse_c_scale);
+    __m512i offset[U8_RELU_VECTORS];
+    __m512 scale[U8_RELU_VECTORS], bias[U8_RELU_VECTORS];
+
+    for (size_t v = 0; v < U8_RELU_VECTORS; v++) {
+        offset[v] = _mm512_load_si512(epilogue->offset + column + v * LANES);
+        scale[v] = _mm512_load_ps(epilogue->scale + column + v * LANES);
+        bias[v] = _mm512_load_ps(epilogue->bias + column + v * LANES);
+    }
+    for (size_t i = 0; i < m; i++) {
+        uint8_t *to = (uint8_t *)c[i] + column;
+
+        for (size_t v = 0; v < U8_RELU_VECTORS; v++) {
+            __m512i sum = _mm512_load_si512(acc + i * nr + v * LANES);
+            __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, offset[v]));
+
+            f = _mm512_add_ps(_mm512_mul_ps(f, scale[v]), bias[v]);
+            f = _mm512_mul_ps(_mm512_max_ps(f, _mm512_setzero_ps()), inverse);
+            _mm_storeu_si128((__m128i *)(to + v * LANES),
+                             _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(f)));
+        }
+    }
+}
+
 #include "kernels/epilogue_tiles.h"
 
 void gemm_epilogue_avx512(size_t m, size_t n, size_t nr, const int32_t *acc,
                           const struct gemm_epilogue *epilogue, size_t row, size_t column,
                           void *const *c)
 {
-    tile_of(epilogue)(m, n, nr, acc, epilogue, row, column, c);
+    if (is_u8_relu(epilogue, n))
+        tile_u8_relu(m, nr, acc, epilogue, column, c);
+    else
+        tile_of(epilogue)(m, n, nr, acc, epilogue, row, column, c);
 }

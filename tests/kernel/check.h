@@ -97,6 +97,15 @@ void check_reference(void);
 void check_activation_reference(void);
 void check_quantize_reference(void);
 void check_cpu(void);
+void check_select(void);
+
+/* The AMX kernel on a model of the tiles (amx_model.c; x86-64 only), and whether it left them
+ * released. */
+const struct gemm_kernel *amx_model(void);
+bool amx_model_released(void);
+
+/* Prints what gemm_select_measured chooses here. */
+void report_select(uint32_t levels);
 
 /* Tables of their own, each row printed as PASS, FAIL or SKIP. */
 void check_quantize(uint32_t levels);

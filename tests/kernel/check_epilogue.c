@@ -238,6 +238,32 @@ static void check_random_tile(const struct gemm_kernel *kernel, struct arrays *x
     check_tile(kernel, &epilogue, x, m, n, row, column);
 }
 
+/* Whole tiles of u8 after RELU without a zero point, for which a level may leave steps out: with
+ * every kind of scale, 0 and negative ones included. */
+static void check_common_tile(const struct gemm_kernel *kernel, struct arrays *x, int round)
+{
+    static const float inverses[] = {1.0f, 0.0f, -0.0f, -1.0f, FLT_MIN, 1e-45f, FLT_MAX};
+    size_t m = 1 + random_below(kernel->mr);
+    size_t column = random_below(COLUMNS / kernel->nr) * kernel->nr;
+    bool ties = round % 2;
+    struct gemm_epilogue epilogue = {
+        .a_type = GEMM_TYPE_U8,
+        .c_type = GEMM_TYPE_U8,
+        .activation = GEMM_ACTIVATION_RELU,
+        .inverse_c_scale = ties         ? 1.0f
+                           : round % 16 ? hostile_float()
+                                        : inverses[random_below(7)],
+        .offset = x->offset,
+        .scale = x->scale,
+        .bias = x->bias,
+    };
+
+    arrays_fill(x, ties, false);
+    check_step("common epilogue m=%zu n=%u column=%zu inverse=%a%s", m, kernel->nr, column,
+               (double)epilogue.inverse_c_scale, ties ? " ties" : "");
+    check_tile(kernel, &epilogue, x, m, kernel->nr, 0, column);
+}
+
 void check_epilogue(const struct gemm_kernel *kernel)
 {
     struct arrays *x = check_alloc(sizeof(*x));
@@ -246,6 +272,8 @@ void check_epilogue(const struct gemm_kernel *kernel)
     guard_alloc(&x->residual_last, GEMM_NR_MAX * 4);
     for (int round = 0; round < TILES; round++)
         check_random_tile(kernel, x, round);
+    for (int round = 0; round < TILES / 4; round++)
+        check_common_tile(kernel, x, round);
     guard_free(&x->c);
     guard_free(&x->residual_last);
     free(x);

@@ -138,6 +138,7 @@ static int run_all(uint32_t present, uint32_t mask, const char *filter)
     const struct gemm_kernel *rows = gemm_kernels(&count);
 
     check_cpu();
+    check_select();
     check_reference();
     check_activation_reference();
     check_quantize_reference();
@@ -165,6 +166,15 @@ static int run_all(uint32_t present, uint32_t mask, const char *filter)
             failed++;
         }
     }
+#if CHECK_AMX_MODEL
+    if (!filter || strstr(amx_model()->name, filter)) {
+        if (run_kernel(amx_model()) && amx_model_released())
+            passed++;
+        else
+            failed++;
+    }
+#endif
+    report_select(present & mask);
     printf("%u passed, %u failed, %u skipped\n", passed, failed, skipped);
     if (failed)
         return 1;

@@ -61,6 +61,7 @@ static const struct {
     {100, "MAGIC"},
     {101, "VERSION"},
     {102, "CQ_HEAD"},
+    {103, "SEGMENT_FAULT"},
 };
 
 static const struct {

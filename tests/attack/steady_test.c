@@ -1,7 +1,7 @@
 /*
  * Memory of the worker, seen from malloc: none is asked for while jobs run, whatever the jobs; and
- * each request of the start and of a session's set-up fails once, and from there on for ever, with a
- * clean end each time.
+ * each request of the start and of a session's set-up fails once, and from there on for ever, with
+ * a clean end each time.
  *
  * The worker runs in this process, whose malloc is this file's.  The client is a raw one, which
  * allocates nothing.

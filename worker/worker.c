@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "kernels/gemm.h"
+#include "worker/clock.h"
 #include "worker/control.h"
 #include "worker/dispatcher.h"
 #include "worker/fault.h"
@@ -173,6 +174,14 @@ static void pin_control_thread(const struct worker *worker)
 }
 
 /* ---- the parts ------------------------------------------------------------------------------- */
+
+static uint64_t measure_kernel(const struct gemm_kernel *kernel)
+{
+    uint64_t start_ns = clock_now_ns();
+
+    gemm_probe_run(kernel);
+    return clock_now_ns() - start_ns;
+}
 
 static int open_stats(struct worker *worker)
 {
@@ -341,13 +350,13 @@ int worker_open(struct worker **out, const struct options *options)
         code = EX_OSERR;
         goto fail;
     }
-    worker->kernel = gemm_select(cpu_detect() & options->cpu_mask);
     code = choose_node(worker);
     if (code == 0)
         code = choose_cpus(worker);
     if (code)
         goto fail;
     pin_control_thread(worker); /* before memory is touched: it lands on the node */
+    worker->kernel = gemm_select_measured(cpu_detect() & options->cpu_mask, measure_kernel);
     code = open_memory(worker);
     if (code == 0)
         code = open_dispatcher(worker);

@@ -24,6 +24,7 @@
 #include "proto/validate.h"
 #include "worker/clock.h"
 #include "worker/log.h"
+#include "worker/requests.h"
 
 /* epoll tokens: a session's slot, or one of these. */
 enum { TOKEN_LISTEN = 1 << 20, TOKEN_SIGNAL, TOKEN_VIOLATION };
@@ -141,18 +142,75 @@ static void accept_connection(struct control *control)
     control->session_count++;
 }
 
+/* The descriptor that came with a message, or -1. */
+static int take_descriptor(struct msghdr *message)
+{
+    const struct cmsghdr *cmsg = CMSG_FIRSTHDR(message);
+    int fd = -1;
+
+    if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS &&
+        cmsg->cmsg_len >= CMSG_LEN(sizeof(fd)))
+        memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
+    return fd;
+}
+
+static void drop_descriptor(struct control *control)
+{
+    if (control->received_fd >= 0)
+        close(control->received_fd);
+    control->received_fd = -1;
+}
+
+/* A packet into `buffer`, and what gemmd_validate_message says of it in *status.  Descriptors are
+ * for operators, one with LAYER_LOAD; without room for it the kernel drops what comes along. */
+static ssize_t receive_packet(struct control *control, const struct session *session,
+                              void *buffer, size_t bytes_max, enum gemmd_status *status)
+{
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } ancillary = {0};
+    struct iovec iov = {buffer, bytes_max};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+    ssize_t bytes;
+
+    if (session_is_operator(session)) {
+        message.msg_control = ancillary.space;
+        message.msg_controllen = sizeof(ancillary.space);
+    }
+    bytes = recvmsg(session->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (bytes <= 0)
+        return bytes;
+    control->received_fd = take_descriptor(&message);
+    *status = gemmd_validate_message(buffer, (size_t)bytes);
+    if ((message.msg_flags & MSG_CTRUNC) ||
+        (control->received_fd >= 0 &&
+         (*status != GEMMD_STATUS_OK ||
+          ((const struct gemmd_msg_header *)buffer)->type != GEMMD_MSG_LAYER_LOAD)))
+        *status = GEMMD_STATUS_MESSAGE_FDS;
+    return bytes;
+}
+
+static void send_answer(struct control *control, struct session *session,
+                        const struct control_answer *answer)
+{
+    if (!send_packet(session->fd, &answer->reply, answer->bytes, answer->fds, answer->fd_count)) {
+        control->handed_over = false; /* if it was to be: nobody took it */
+        end_session(control, session); /* gone, or it does not read its replies */
+    } else if (gemmd_status_is_violation(answer->reply.header.status)) {
+        end_violator(control, session, (enum gemmd_status)answer->reply.header.status);
+    }
+}
+
 /* One packet of one client. */
 static void receive(struct control *control, struct session *session)
 {
     /* Aligned for any message; one byte more than a message may have, so that longer ones show. */
     uint64_t buffer[GEMMD_MESSAGE_BYTES_MAX / sizeof(uint64_t) + 1];
-    struct iovec iov = {buffer, sizeof(buffer)};
-    /* No room for ancillary data: the kernel drops whatever descriptors come along. */
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
     const struct gemmd_msg_header *header = (const struct gemmd_msg_header *)buffer;
     struct control_answer answer;
-    enum gemmd_status status;
-    ssize_t bytes = recvmsg(session->fd, &message, MSG_DONTWAIT);
+    enum gemmd_status status = GEMMD_STATUS_OK;
+    ssize_t bytes = receive_packet(control, session, buffer, sizeof(buffer), &status);
 
     if (bytes < 0 && (errno == EAGAIN || errno == EINTR))
         return;
@@ -160,26 +218,21 @@ static void receive(struct control *control, struct session *session)
         end_session(control, session);
         return;
     }
-    status = gemmd_validate_message(buffer, (size_t)bytes);
-    if (message.msg_flags & MSG_CTRUNC)
-        status = GEMMD_STATUS_MESSAGE_FDS;
     if (status != GEMMD_STATUS_OK) {
         bool whole = bytes >= (ssize_t)sizeof(*header);
 
+        drop_descriptor(control);
         send_error(session->fd, whole ? header->type : 0, whole ? header->serial : 0, status);
         end_violator(control, session, status);
         return;
     }
     status = control_request(control, session, buffer, &answer);
+    drop_descriptor(control);
     if (control->config.debug)
         fprintf(stderr, "gemmd: session %u: message %u serial %u: %s\n", session->id, header->type,
                 header->serial, gemmd_status_name_of(status));
-    if (!send_packet(session->fd, &answer.reply, answer.bytes, answer.fds, answer.fd_count)) {
-        end_session(control, session); /* gone, or it does not read its replies */
-        return;
-    }
-    if (gemmd_status_is_violation(status))
-        end_violator(control, session, status);
+    if (!answer.later)
+        send_answer(control, session, &answer);
 }
 
 /* The dispatcher found violations on rings. */
@@ -246,6 +299,52 @@ static bool handle_event(struct control *control, const struct epoll_event *even
     }
 }
 
+/* What is done when nobody waits for it. */
+static void work_on(struct control *control, bool idle)
+{
+    struct control_answer answer;
+    struct session *session = control->loading ? requests_load_on(control, &answer) : NULL;
+    struct layer *changed = idle ? layers_scrub(control->config.layers, CONTROL_SCRUB_SLICE_BYTES)
+                                 : NULL;
+
+    if (session)
+        send_answer(control, session, &answer);
+    if (changed) {
+        log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
+                  "withdrawn, its jobs fail; load it again and test the memory",
+                  changed->desc.n, changed->desc.k);
+        requests_withdraw(control, changed);
+    }
+    handover_write(control->config.handover, control->config.layers, control->config.pool);
+}
+
+/* The service manager hears of us as often as it wants, half as often at least. */
+static void feed_watchdog(struct control *control, uint64_t now_ns)
+{
+    uint64_t interval_ns = notify_watchdog_ns(control->config.notify) / 2;
+
+    if (interval_ns == 0 || now_ns - control->watchdog_said_ns < interval_ns)
+        return;
+    control->watchdog_said_ns = now_ns;
+    notify_say(control->config.notify, "WATCHDOG=1");
+}
+
+/* How long the thread may sleep. */
+static int sleep_ms(const struct control *control)
+{
+    uint64_t watchdog_ms = notify_watchdog_ns(control->config.notify) / 4000000;
+
+    if (control->loading)
+        return 0;
+    return watchdog_ms && watchdog_ms < HOUSEKEEPING_MS ? (int)watchdog_ms : HOUSEKEEPING_MS;
+}
+
+static void remove_socket(const struct control *control)
+{
+    if (!control->handed_over && !control->config.socket_stays)
+        unlink(control->config.socket);
+}
+
 int control_run(struct control *control)
 {
     const struct mailbox_order drain = {.op = MAILBOX_DRAIN};
@@ -254,13 +353,16 @@ int control_run(struct control *control)
 
     control->idle_since_ns = clock_now_ns();
     while (run) {
-        int count = epoll_wait(control->epoll_fd, events, EVENTS_MAX, HOUSEKEEPING_MS);
+        int count = epoll_wait(control->epoll_fd, events, EVENTS_MAX, sleep_ms(control));
         uint64_t now_ns = clock_now_ns();
 
         if (count < 0 && errno != EINTR)
             return -errno;
         for (int i = 0; i < count && run; i++)
-            run = handle_event(control, &events[i]);
+            run = handle_event(control, &events[i]) && !control->handed_over;
+        feed_watchdog(control, now_ns);
+        if (run)
+            work_on(control, count == 0 && !control->loading);
         end_half_open(control, now_ns);
         if (control->config.idle_exit_ns && control->session_count == 0 &&
             now_ns > control->idle_since_ns &&
@@ -270,7 +372,8 @@ int control_run(struct control *control)
         }
     }
     /* New clients find no socket; what is submitted completes. */
-    unlink(control->config.socket);
+    notify_say(control->config.notify, "STOPPING=1");
+    remove_socket(control);
     mailbox_call(control->config.mailbox, &drain);
     return 0;
 }
@@ -304,9 +407,13 @@ static int open_socket(struct control *control)
 
     if (strlen(control->config.socket) >= sizeof(address.sun_path))
         return -ENAMETOOLONG;
-    error = lock_socket(control);
-    if (error < 0)
-        return error;
+    if (control->lock_fd < 0) {
+        error = lock_socket(control);
+        if (error < 0)
+            return error;
+    }
+    if (control->listen_fd >= 0) /* it listens already: clients may be waiting in its queue */
+        return fcntl(control->listen_fd, F_SETFL, O_RDWR | O_NONBLOCK) < 0 ? -errno : 0;
     strncpy(address.sun_path, control->config.socket, sizeof(address.sun_path) - 1);
     control->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (control->listen_fd < 0)
@@ -351,7 +458,9 @@ int control_open(struct control **out, const struct control_config *config)
     if (!control)
         return -ENOMEM;
     control->config = *config;
-    control->listen_fd = control->signal_fd = control->epoll_fd = control->lock_fd = -1;
+    control->listen_fd = config->listen_fd;
+    control->lock_fd = config->lock_fd;
+    control->signal_fd = control->epoll_fd = control->received_fd = -1;
     control->next_session_id = 1;
     control->started_ns = clock_now_ns();
     if (getrandom(&control->worker_epoch, sizeof(control->worker_epoch), 0) < 0)
@@ -381,7 +490,7 @@ void control_close(struct control **control_p)
         if (control->sessions[slot])
             end_session(control, control->sessions[slot]);
     if (control->listen_fd >= 0)
-        unlink(control->config.socket);
+        remove_socket(control);
     close_fd(control->listen_fd);
     close_fd(control->signal_fd);
     close_fd(control->epoll_fd);

@@ -21,6 +21,7 @@ struct pool {
     struct pool_config config;
     struct extent *extents, **last_p; /* in order of age */
     uint64_t bytes;
+    uint64_t next_id;
     /* The parts of pool_report.lost: what became of hugetlb, of transparent pages, of the node. */
     char no_hugetlb[LINE_BYTES], no_thp[LINE_BYTES], no_node[LINE_BYTES];
     char lost[3 * LINE_BYTES];
@@ -171,6 +172,20 @@ static void note_obtained(struct pool *pool, const struct extent *extent, enum e
                  pool->config.node, strerror(-extent->bind_error));
 }
 
+static void tell(const struct pool *pool, const struct extent *extent, int fd)
+{
+    if (pool->config.on_extent && extent->fd >= 0)
+        pool->config.on_extent(pool->config.context, extent->id, fd);
+}
+
+static void append(struct pool *pool, struct extent *extent)
+{
+    pool->bytes += extent->bytes;
+    *pool->last_p = extent;
+    pool->last_p = &extent->next;
+    tell(pool, extent, extent->fd);
+}
+
 /* A new extent with room for `bytes`: the first rung of the ladder that holds. */
 static int grow(struct pool *pool, uint64_t bytes)
 {
@@ -187,9 +202,8 @@ static int grow(struct pool *pool, uint64_t bytes)
     if (!extent)
         return error == -ENOSPC ? -ENOSPC : -ENOMEM;
     note_obtained(pool, extent, first);
-    pool->bytes += extent->bytes;
-    *pool->last_p = extent;
-    pool->last_p = &extent->next;
+    extent->id = ++pool->next_id;
+    append(pool, extent);
     return 0;
 }
 
@@ -204,6 +218,7 @@ static void drop(struct pool *pool, struct extent *extent)
     if (!extent->next)
         pool->last_p = link;
     pool->bytes -= extent->bytes;
+    tell(pool, extent, -1);
     extent_unmap(&extent);
 }
 
@@ -265,6 +280,7 @@ void pool_close(struct pool **pool_p)
 
     if (!pool)
         return;
+    pool->config.on_extent = NULL; /* whoever keeps the files goes on keeping them */
     while (pool->extents)
         drop(pool, pool->extents);
     free(pool);
@@ -373,6 +389,7 @@ void pool_report(const struct pool *pool, struct pool_report *out)
         uint64_t thp = extent_read_thp(extent);
 
         out->bytes_used += extent->bytes_used;
+        out->bytes_kept += extent->fd >= 0 ? extent->bytes : 0;
         out->bytes_on_node += on_node(pool, extent);
         if (extent->rung == EXTENT_1G)
             out->bytes_1g += extent->bytes;
@@ -380,5 +397,83 @@ void pool_report(const struct pool *pool, struct pool_report *out)
             out->bytes_2m += extent->bytes;
         out->bytes_thp += thp;
         out->bytes_4k += extent->rung >= EXTENT_THP ? extent->bytes - thp : 0;
+    }
+}
+
+/* ---- handing over ---------------------------------------------------------------------------- */
+
+bool pool_get_extent(const struct pool *pool, uint32_t index, struct pool_extent *out)
+{
+    const struct extent *extent = pool->extents;
+
+    while (extent && index--)
+        extent = extent->next;
+    if (!extent)
+        return false;
+    *out = (struct pool_extent){extent->id, extent->bytes, extent->rung, extent->fd};
+    return true;
+}
+
+bool pool_locate(const struct pool *pool, const void *memory, uint64_t *extent_id,
+                 uint64_t *offset)
+{
+    const struct extent *extent = find(pool, memory);
+
+    if (!extent)
+        return false;
+    *extent_id = extent->id;
+    *offset = (uint64_t)((const char *)memory - extent->memory);
+    return true;
+}
+
+static struct extent *find_id(const struct pool *pool, uint64_t id)
+{
+    struct extent *extent = pool->extents;
+
+    while (extent && extent->id != id)
+        extent = extent->next;
+    return extent;
+}
+
+int pool_adopt(struct pool *pool, const struct pool_extent *left)
+{
+    struct extent *extent;
+    int error;
+
+    if (left->rung >= EXTENT_RUNG_COUNT)
+        return -EBADMSG;
+    if (left->id == 0 || find_id(pool, left->id))
+        return -EEXIST;
+    if (left->bytes > pool->config.limit_bytes - pool->bytes)
+        return -ENOSPC;
+    error = extent_adopt(&extent, (enum extent_rung)left->rung, left->bytes, left->fd);
+    if (error < 0)
+        return error;
+    extent->id = left->id;
+    if (extent->id > pool->next_id)
+        pool->next_id = extent->id;
+    append(pool, extent);
+    return 0;
+}
+
+void *pool_claim(struct pool *pool, uint64_t extent_id, uint64_t offset, uint64_t bytes)
+{
+    struct extent *extent = find_id(pool, extent_id);
+
+    if (!extent || bytes == 0 || bytes > extent->bytes || offset % POOL_UNIT_BYTES)
+        return NULL;
+    return extent_claim(extent, offset, round_up(bytes, POOL_UNIT_BYTES));
+}
+
+void pool_trim(struct pool *pool)
+{
+    struct extent *extent = pool->extents;
+
+    while (extent) {
+        struct extent *next = extent->next;
+
+        if (extent->bytes_used == 0)
+            drop(pool, extent);
+        extent = next;
     }
 }

@@ -20,15 +20,20 @@
 #include "kernels/gemm.h"
 #include "worker/control.h"
 #include "worker/dispatcher.h"
+#include "worker/keep.h"
 #include "worker/layers.h"
 #include "worker/log.h"
 #include "worker/mailbox.h"
+#include "worker/models.h"
 #include "worker/segment.h"
+#include "worker/takeover.h"
 #include "worker/topology.h"
 
 /* About what a wake-up costs in a guest (26-53 us, reference/transport.md): never more than twice
  * the optimum, whatever the gap between jobs. */
 #define SPIN_NS_DEFAULT 50000
+/* Of a take-over that finds the layers changed each time. */
+#define TAKEOVER_ATTEMPTS 20
 
 struct worker {
     struct options options;
@@ -42,6 +47,10 @@ struct worker {
     int violation_fd;
     struct pool *pool;
     struct layers *layers;
+    struct notify *notify;
+    struct handover *handover;
+    struct takeover *takeover;       /* until the socket is ours */
+    struct handover_result restored; /* from an earlier worker */
     struct mailbox *mailbox;
     struct dispatcher *dispatcher;
     struct control *control;
@@ -191,19 +200,92 @@ static int open_memory(struct worker *worker)
     const struct pool_config config = {.limit_bytes = options->pool_bytes,
                                        .policy = options->hugepages,
                                        .require_hugepages = options->require_hugepages,
-                                       .node = worker->node};
+                                       .node = worker->node,
+                                       .on_extent = keep_extent,
+                                       .context = worker->notify};
+    struct layers_config layers = {.kernel = worker->kernel,
+                                   .uid_bytes_max = options->uid_layer_bytes,
+                                   .unused_bytes_max = options->unused_layer_bytes
+                                                           ? options->unused_layer_bytes
+                                                           : options->pool_bytes};
     int error = pool_open(&worker->pool, &config);
 
     if (error < 0)
         return EX_UNAVAILABLE; /* pool_open has said why */
-    error = layers_open(&worker->layers, worker->pool, worker->kernel);
-    if (error == 0)
+    layers.pool = worker->pool;
+    error = layers_open(&worker->layers, &layers);
+    if (error == 0 && worker->stats.fd < 0)
         error = open_stats(worker);
     if (error < 0) {
         log_error(LOG_TOPIC_WORKER, "memory for the worker's tables: %s", strerror(-error));
         return EX_OSERR;
     }
     return 0;
+}
+
+/* The layers of the worker that serves our socket; it goes on serving. */
+static int open_takeover(struct worker *worker)
+{
+    const char *socket = worker->options.socket;
+    int error = takeover_open(&worker->takeover, socket, worker->layers, worker->pool,
+                              &worker->restored);
+
+    if (error == -EXDEV)
+        log_warn(LOG_TOPIC_WORKER, "--take-over: the layers there are packed for another kernel");
+    else if (error < 0)
+        log_error(LOG_TOPIC_WORKER, "--take-over: %s: %s", socket, strerror(-error));
+    return error < 0 && error != -EXDEV ? EX_UNAVAILABLE : 0;
+}
+
+/* What an earlier worker left, and the models of the command line. */
+static int open_layers(struct worker *worker)
+{
+    const struct options *options = &worker->options;
+    int code = options->take_over ? open_takeover(worker) : 0;
+    int error = 0;
+
+    if (code)
+        return code;
+    if (options->take_over)
+        error = handover_open(&worker->handover, -1);
+    else
+        error = keep_restore(worker->notify, worker->layers, worker->pool, &worker->handover,
+                             &worker->restored);
+    if (error < 0) {
+        log_error(LOG_TOPIC_WORKER, "the table of layers: %s", strerror(-error));
+        return EX_OSERR;
+    }
+    for (uint32_t i = 0; i < options->model_count && code == 0; i++)
+        code = models_load(worker->layers, options->models[i], options->pack_program);
+    if (code == 0)
+        handover_write(worker->handover, worker->layers, worker->pool);
+    return code;
+}
+
+/* The last step of a take-over: the socket.  When layers came or went meanwhile, all is fetched
+ * again. */
+static int commit_takeover(struct worker *worker, int *listen_fd, int *lock_fd)
+{
+    int code = 0, error = -EAGAIN;
+
+    for (int attempt = 0; attempt < TAKEOVER_ATTEMPTS && error == -EAGAIN; attempt++) {
+        if (attempt > 0) {
+            takeover_close(&worker->takeover);
+            handover_close(&worker->handover);
+            layers_close(&worker->layers);
+            pool_close(&worker->pool);
+            code = open_memory(worker);
+            if (code == 0)
+                code = open_layers(worker);
+            if (code)
+                return code;
+        }
+        error = takeover_commit(worker->takeover, worker->restored.generation, listen_fd, lock_fd);
+    }
+    takeover_close(&worker->takeover);
+    if (error < 0)
+        log_error(LOG_TOPIC_WORKER, "--take-over: the socket was not given: %s", strerror(-error));
+    return error < 0 ? EX_UNAVAILABLE : 0;
 }
 
 static int open_dispatcher(struct worker *worker)
@@ -245,6 +327,10 @@ static int open_control(struct worker *worker)
         .kernel = worker->kernel,
         .pool = worker->pool,
         .layers = worker->layers,
+        .handover = worker->handover,
+        .notify = worker->notify,
+        .listen_fd = -1,
+        .lock_fd = -1,
         .mailbox = worker->mailbox,
         .dispatcher = worker->dispatcher,
         .stats = worker->stats.memory,
@@ -253,15 +339,20 @@ static int open_control(struct worker *worker)
         .lost = worker->lost,
         .debug = options->debug,
     };
-    int error = 0;
+    int error, code;
 
-    if (!*options->socket)
-        error = options_default_socket(worker->node, options->socket, sizeof(options->socket));
-    if (error < 0)
-        log_error(LOG_TOPIC_WORKER, "no directory for the socket: %s; give --socket",
-                  strerror(-error));
-    else
-        error = control_open(&worker->control, &config);
+    if (options->take_over) {
+        code = commit_takeover(worker, &config.listen_fd, &config.lock_fd);
+        if (code)
+            return code;
+        config.layers = worker->layers; /* they may be others by now */
+        config.pool = worker->pool;
+        config.handover = worker->handover;
+    } else {
+        config.listen_fd = notify_take_listener(worker->notify);
+        config.socket_stays = config.listen_fd >= 0;
+    }
+    error = control_open(&worker->control, &config);
     if (error == -EADDRINUSE)
         log_error(LOG_TOPIC_WORKER,
                   "%s: a worker is serving there; give another --socket or end it",
@@ -269,6 +360,19 @@ static int open_control(struct worker *worker)
     else if (error < 0)
         log_error(LOG_TOPIC_WORKER, "%s: %s", options->socket, strerror(-error));
     return error == -EADDRINUSE ? EX_UNAVAILABLE : error < 0 ? EX_OSERR : 0;
+}
+
+static int choose_socket(struct worker *worker)
+{
+    struct options *options = &worker->options;
+    int error = *options->socket ? 0
+                                 : options_default_socket(worker->node, options->socket,
+                                                          sizeof(options->socket));
+
+    if (error < 0)
+        log_error(LOG_TOPIC_WORKER, "no directory for the socket: %s; give --socket",
+                  strerror(-error));
+    return error < 0 ? EX_OSERR : 0;
 }
 
 static void say_ready(struct worker *worker)
@@ -280,6 +384,8 @@ static void say_ready(struct worker *worker)
         log_warn(LOG_TOPIC_WORKER, "doing without %s", worker->lost);
     log_info(LOG_TOPIC_WORKER, "serving node %d at %s with %s, event level %s", worker->node,
              options->socket, worker->kernel->name, dispatcher_event_level(worker->dispatcher));
+    notify_say(worker->notify, "READY=1\nSTATUS=serving node %d at %s with %s, %u layers",
+               worker->node, options->socket, worker->kernel->name, layers_count(worker->layers));
     if (options->ready_fd < 0)
         return;
     if (write(options->ready_fd, ready, sizeof(ready) - 1) < 0)
@@ -306,14 +412,23 @@ int worker_open(struct worker **out, const struct options *options)
         code = EX_OSERR;
         goto fail;
     }
+    if (notify_open(&worker->notify) < 0) {
+        log_error(LOG_TOPIC_WORKER, "no memory");
+        code = EX_OSERR;
+        goto fail;
+    }
     worker->kernel = gemm_select(cpu_detect() & options->cpu_mask);
     code = choose_node(worker);
     if (code == 0)
         code = choose_cpus(worker);
+    if (code == 0)
+        code = choose_socket(worker);
     if (code)
         goto fail;
     pin_control_thread(worker); /* before memory is touched: it lands on the node */
     code = open_memory(worker);
+    if (code == 0)
+        code = open_layers(worker);
     if (code == 0)
         code = open_dispatcher(worker);
     if (code == 0)
@@ -349,8 +464,11 @@ void worker_close(struct worker **worker_p)
     mailbox_close(&worker->mailbox);
     if (worker->violation_fd >= 0)
         close(worker->violation_fd);
+    takeover_close(&worker->takeover);
+    handover_close(&worker->handover);
     layers_close(&worker->layers);
     pool_close(&worker->pool);
+    notify_close(&worker->notify);
     segment_destroy(&worker->stats);
     topology_close(&worker->topology);
     free(worker);

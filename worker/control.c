@@ -24,6 +24,7 @@
 #include "proto/validate.h"
 #include "worker/clock.h"
 #include "worker/log.h"
+#include "worker/packet.h"
 #include "worker/requests.h"
 
 /* epoll tokens: a session's slot, or one of these. */
@@ -35,39 +36,15 @@ enum { TOKEN_LISTEN = 1 << 20, TOKEN_SIGNAL, TOKEN_VIOLATION };
 #define HOUSEKEEPING_MS 1000
 #define EVENTS_MAX 64
 
-/* ---- packets --------------------------------------------------------------------------------- */
-
-static bool send_packet(int fd, const void *bytes, size_t count, const int *fds, uint32_t fd_count)
-{
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int) * GEMMD_HELLO_FD_COUNT)];
-    } ancillary = {0};
-    struct iovec iov = {(void *)bytes, count};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-
-    if (fd_count) {
-        struct cmsghdr *cmsg = &ancillary.header;
-
-        message.msg_control = ancillary.space;
-        message.msg_controllen = CMSG_SPACE(sizeof(int) * fd_count);
-        cmsg->cmsg_level = SOL_SOCKET;
-        cmsg->cmsg_type = SCM_RIGHTS;
-        cmsg->cmsg_len = CMSG_LEN(sizeof(int) * fd_count);
-        memcpy(CMSG_DATA(cmsg), fds, sizeof(int) * fd_count);
-    }
-    return sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)count;
-}
+/* ---- sessions -------------------------------------------------------------------------------- */
 
 static bool send_error(int fd, uint32_t request_type, uint32_t serial, enum gemmd_status status)
 {
     struct gemmd_msg_error_reply reply = {
         .header = {request_type | GEMMD_REPLY, sizeof(reply), serial, status}};
 
-    return send_packet(fd, &reply, sizeof(reply), NULL, 0);
+    return packet_send(fd, &reply, sizeof(reply), NULL, 0);
 }
-
-/* ---- sessions -------------------------------------------------------------------------------- */
 
 static void end_session(struct control *control, struct session *session)
 {
@@ -142,18 +119,6 @@ static void accept_connection(struct control *control)
     control->session_count++;
 }
 
-/* The descriptor that came with a message, or -1. */
-static int take_descriptor(struct msghdr *message)
-{
-    const struct cmsghdr *cmsg = CMSG_FIRSTHDR(message);
-    int fd = -1;
-
-    if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS &&
-        cmsg->cmsg_len >= CMSG_LEN(sizeof(fd)))
-        memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
-    return fd;
-}
-
 static void drop_descriptor(struct control *control)
 {
     if (control->received_fd >= 0)
@@ -161,40 +126,10 @@ static void drop_descriptor(struct control *control)
     control->received_fd = -1;
 }
 
-/* A packet into `buffer`, and what gemmd_validate_message says of it in *status.  Descriptors are
- * for operators, one with LAYER_LOAD; without room for it the kernel drops what comes along. */
-static ssize_t receive_packet(struct control *control, const struct session *session,
-                              void *buffer, size_t bytes_max, enum gemmd_status *status)
-{
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int))];
-    } ancillary = {0};
-    struct iovec iov = {buffer, bytes_max};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-    ssize_t bytes;
-
-    if (session_is_operator(session)) {
-        message.msg_control = ancillary.space;
-        message.msg_controllen = sizeof(ancillary.space);
-    }
-    bytes = recvmsg(session->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (bytes <= 0)
-        return bytes;
-    control->received_fd = take_descriptor(&message);
-    *status = gemmd_validate_message(buffer, (size_t)bytes);
-    if ((message.msg_flags & MSG_CTRUNC) ||
-        (control->received_fd >= 0 &&
-         (*status != GEMMD_STATUS_OK ||
-          ((const struct gemmd_msg_header *)buffer)->type != GEMMD_MSG_LAYER_LOAD)))
-        *status = GEMMD_STATUS_MESSAGE_FDS;
-    return bytes;
-}
-
 static void send_answer(struct control *control, struct session *session,
                         const struct control_answer *answer)
 {
-    if (!send_packet(session->fd, &answer->reply, answer->bytes, answer->fds, answer->fd_count)) {
+    if (!packet_send(session->fd, &answer->reply, answer->bytes, answer->fds, answer->fd_count)) {
         control->handed_over = false; /* if it was to be: nobody took it */
         end_session(control, session); /* gone, or it does not read its replies */
     } else if (gemmd_status_is_violation(answer->reply.header.status)) {
@@ -210,7 +145,8 @@ static void receive(struct control *control, struct session *session)
     const struct gemmd_msg_header *header = (const struct gemmd_msg_header *)buffer;
     struct control_answer answer;
     enum gemmd_status status = GEMMD_STATUS_OK;
-    ssize_t bytes = receive_packet(control, session, buffer, sizeof(buffer), &status);
+    ssize_t bytes = packet_receive(session->fd, buffer, sizeof(buffer),
+                                   session_is_operator(session), &control->received_fd, &status);
 
     if (bytes < 0 && (errno == EAGAIN || errno == EINTR))
         return;
@@ -354,15 +290,16 @@ int control_run(struct control *control)
     control->idle_since_ns = clock_now_ns();
     while (run) {
         int count = epoll_wait(control->epoll_fd, events, EVENTS_MAX, sleep_ms(control));
-        uint64_t now_ns = clock_now_ns();
+        uint64_t now_ns;
 
         if (count < 0 && errno != EINTR)
             return -errno;
         for (int i = 0; i < count && run; i++)
             run = handle_event(control, &events[i]) && !control->handed_over;
-        feed_watchdog(control, now_ns);
         if (run)
             work_on(control, count == 0 && !control->loading);
+        now_ns = clock_now_ns(); /* after the events: no connection is younger than now */
+        feed_watchdog(control, now_ns);
         end_half_open(control, now_ns);
         if (control->config.idle_exit_ns && control->session_count == 0 &&
             now_ns > control->idle_since_ns &&

@@ -3,7 +3,8 @@
  * and the life of sessions.  It may block and allocate; it never touches a ring.
  *
  *   control.c    connections: accept, credentials, packets in and out, sessions' end, drain
- *   requests.c   what each message does; requests_layers.c and requests_operator.c have a part of it
+ *   requests.c   what each message does (layers in requests_layers.c, operators in
+ *                requests_operator.c)
  */
 #ifndef GEMMD_WORKER_CONTROL_H
 #define GEMMD_WORKER_CONTROL_H

@@ -44,7 +44,8 @@ static void full_name(const struct loading *loading, uint32_t index, char out[GE
         out[0] = '\0';
 }
 
-static enum gemmd_status check_prefix(const struct loading *loading, struct layer_file_error *error)
+static enum gemmd_status check_prefix(const struct loading *loading,
+                                      struct layer_file_error *error)
 {
     for (uint32_t i = 0; i < loading->file.header.layer_count; i++) {
         const char *name = loading->file.entries[i].name;
@@ -66,16 +67,16 @@ static enum gemmd_status check_kernel(struct loading *loading, struct layer_file
     for (uint32_t i = 0; i < file->header.layer_count; i++) {
         const struct layer_file_entry *entry = &file->entries[i];
 
-        if (loading->use_memory && entry->memory_bytes &&
-            entry->memory_bytes != layer_memory_bytes(loading->kernel, &entry->desc))
-            return layer_file_refuse(error, entry->name, "memory: %llu bytes, the kernel needs %llu",
+        uint64_t needed = layer_memory_bytes(loading->kernel, &entry->desc);
+
+        if (loading->use_memory && entry->memory_bytes && entry->memory_bytes != needed)
+            return layer_file_refuse(error, entry->name, "memory: %llu bytes instead of %llu",
                                      (unsigned long long)entry->memory_bytes,
-                                     (unsigned long long)layer_memory_bytes(loading->kernel,
-                                                                            &entry->desc));
+                                     (unsigned long long)needed);
         if (!(loading->use_memory && entry->memory_bytes) && !entry->image_bytes)
             return layer_file_refuse(error, entry->name,
-                                     "packed for %s only; this worker runs %s, and the file has no "
-                                     "raw weights", file->header.kernel_name, loading->kernel->name);
+                                     "packed for %s only; this worker runs %s, and there are no raw "
+                                     "weights", file->header.kernel_name, loading->kernel->name);
     }
     return GEMMD_STATUS_OK;
 }
@@ -146,11 +147,27 @@ static enum gemmd_status fault(const struct layer_file_entry *entry, enum gemmd_
     return status;
 }
 
+static enum gemmd_status keep(struct loading *loading, struct layer *layer)
+{
+    layer_reference(loading->layers, layer);
+    loading->loaded[loading->next++] = layer;
+    return GEMMD_STATUS_OK;
+}
+
 static enum gemmd_status begin_layer(struct loading *loading, const struct layer_file_entry *entry,
                                      struct layer_file_error *error)
 {
+    struct layer *present;
+    char name[GEMMD_NAME_BYTES];
     void *image;
 
+    /* Restarted with the same model, or loaded twice: nothing to read. */
+    full_name(loading, loading->next, name);
+    present = layers_find_name(loading->layers, name);
+    if (present &&
+        memcmp(present->content_id, entry->content_id, sizeof(entry->content_id)) == 0 &&
+        memcmp(&present->desc, &entry->desc, sizeof(entry->desc)) == 0)
+        return keep(loading, present);
     loading->done = 0;
     layer_hash_begin(&loading->hash);
     if (loading->use_memory && entry->memory_bytes)
@@ -161,13 +178,6 @@ static enum gemmd_status begin_layer(struct loading *loading, const struct layer
     if (image == MAP_FAILED)
         return fault(entry, GEMMD_STATUS_NO_MEMORY, error);
     loading->image = image;
-    return GEMMD_STATUS_OK;
-}
-
-static enum gemmd_status keep(struct loading *loading, struct layer *layer)
-{
-    layer_reference(loading->layers, layer);
-    loading->loaded[loading->next++] = layer;
     return GEMMD_STATUS_OK;
 }
 
@@ -258,7 +268,7 @@ bool loading_step(struct loading *loading, uint64_t bytes, enum gemmd_status *st
         }
         if (!loading->draft && !loading->image)
             *status = begin_layer(loading, &loading->file.entries[loading->next], &result->error);
-        if (*status == GEMMD_STATUS_OK)
+        if (*status == GEMMD_STATUS_OK && (loading->draft || loading->image))
             *status = step_layer(loading, result);
         if (*status != GEMMD_STATUS_OK)
             return true;

@@ -22,7 +22,7 @@
 #include "worker/log.h"
 #include "worker/memory.h"
 
-/* Of the packing process: CPU seconds; address space and output beyond twice and thrice the file. */
+/* Of the packing process: CPU seconds; memory and output beyond twice and thrice the file. */
 #define PACK_CPU_S   600
 #define PACK_BYTES   (UINT64_C(64) << 20)
 #define NOBODY       65534
@@ -98,8 +98,8 @@ static bool drop_everything(uint64_t file_bytes)
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
 }
 
-/* Never returns.  Descriptors 0 … 2 stay; the two files become 3 and 4; the rest is close-on-exec.
- */
+/* Never returns.  Descriptors 0 … 2 stay, the two files become 3 and 4, the rest is
+ * close-on-exec. */
 static void become_packer(const char *packer, const char *path, const char *kernel, int in, int out,
                           uint64_t file_bytes)
 {

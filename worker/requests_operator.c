@@ -12,8 +12,8 @@
 
 /* ---- loading --------------------------------------------------------------------------------- */
 
-static void fill_reply(struct gemmd_msg_layer_load_reply *reply, const struct loading_result *result,
-                       enum gemmd_status status)
+static void fill_reply(struct gemmd_msg_layer_load_reply *reply,
+                       const struct loading_result *result, enum gemmd_status status)
 {
     if (status == GEMMD_STATUS_OK) {
         reply->layers = result->layers;

@@ -36,10 +36,14 @@ bool executor_run_slice(struct executor *executor, const struct session_ring *ri
     const struct layer *layer = job->layer;
     const struct gemmd_sqe *sqe = &job->sqe;
     uint64_t row_macs = (uint64_t)layer->weights.n * layer->weights.k;
-    const uint8_t *a = ring->arena + sqe->a_offset + (uint64_t)job->rows_done * sqe->a_stride_bytes;
-    uint8_t *c = ring->arena + sqe->c_offset + (uint64_t)job->rows_done * sqe->c_stride_bytes;
+    const uint8_t *a;
+    uint8_t *c;
 
-    if (sqe->m && !job->start_ns)
+    if (sqe->m == 0)
+        return true; /* its offsets were not checked: not even an address is made of them */
+    a = ring->arena + sqe->a_offset + (uint64_t)job->rows_done * sqe->a_stride_bytes;
+    c = ring->arena + sqe->c_offset + (uint64_t)job->rows_done * sqe->c_stride_bytes;
+    if (!job->start_ns)
         job->start_ns = clock_now_ns();
     while (job->rows_done < sqe->m && *budget) {
         uint64_t affordable = (*budget + row_macs - 1) / row_macs;

@@ -8,7 +8,7 @@
 enum extent_rung {
     EXTENT_1G,
     EXTENT_2M,
-    EXTENT_THP, /* MADV_HUGEPAGE: of a memfd where shmem gets such pages, else private memory */
+    EXTENT_THP, /* MADV_HUGEPAGE: a memfd if it gets such pages, else private memory */
     EXTENT_4K,  /* a memfd with MADV_NOHUGEPAGE */
     EXTENT_RUNG_COUNT
 };

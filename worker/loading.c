@@ -75,8 +75,8 @@ static enum gemmd_status check_kernel(struct loading *loading, struct layer_file
                                      (unsigned long long)needed);
         if (!(loading->use_memory && entry->memory_bytes) && !entry->image_bytes)
             return layer_file_refuse(error, entry->name,
-                                     "packed for %s only; this worker runs %s, and there are no raw "
-                                     "weights", file->header.kernel_name, loading->kernel->name);
+                                     "packed for %s only, without raw weights; this worker runs %s",
+                                     file->header.kernel_name, loading->kernel->name);
     }
     return GEMMD_STATUS_OK;
 }

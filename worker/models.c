@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -11,8 +10,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <sysexits.h>
 #include <unistd.h>
@@ -22,12 +19,8 @@
 #include "worker/log.h"
 #include "worker/memory.h"
 
-/* Of the packing process: CPU seconds; memory and output beyond twice and thrice the file. */
-#define PACK_CPU_S   600
-#define PACK_BYTES   (UINT64_C(64) << 20)
-#define NOBODY       65534
-#define PACK_FD_IN   3
-#define PACK_FD_OUT  4
+#define PACK_FD_IN  3
+#define PACK_FD_OUT 4
 
 static int split_name(const char *model, char path[PATH_MAX], char prefix[GEMMD_NAME_BYTES])
 {
@@ -71,41 +64,18 @@ static int find_packer(const char *given, char out[PATH_MAX])
     return 0;
 }
 
-static void limit(__rlimit_resource_t resource, uint64_t value)
+/* Never returns.  Descriptors 0 … 2 stay, the two files become 3 and 4, the rest is
+ * close-on-exec. */
+static void become_packer(const char *packer, const char *path, const char *kernel, int in, int out)
 {
-    const struct rlimit limits = {value, value};
-
-    setrlimit(resource, &limits);
-}
-
-/* In the child: gives away what it must not have.  False: it kept something. */
-static bool drop_everything(uint64_t file_bytes)
-{
+    const char *const argv[] = {"gemmd-pack", "--input-fd", "3", "--output-fd", "4",
+                                "--kernel",   kernel,       path,          NULL};
+    char *const environment[] = {NULL};
     sigset_t none;
 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    limit(RLIMIT_CPU, PACK_CPU_S);
-    limit(RLIMIT_AS, 2 * file_bytes + PACK_BYTES);
-    limit(RLIMIT_FSIZE, 3 * file_bytes + PACK_BYTES);
-    limit(RLIMIT_NOFILE, 16);
-    limit(RLIMIT_CORE, 0);
-    if (geteuid() == 0 &&
-        (setgroups(0, NULL) < 0 || setresgid(NOBODY, NOBODY, NOBODY) < 0 ||
-         setresuid(NOBODY, NOBODY, NOBODY) < 0))
-        return false;
-    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
-}
-
-/* Never returns.  Descriptors 0 … 2 stay, the two files become 3 and 4, the rest is
- * close-on-exec. */
-static void become_packer(const char *packer, const char *path, const char *kernel, int in, int out,
-                          uint64_t file_bytes)
-{
-    const char *const argv[] = {"gemmd-pack", "--input-fd", "3", "--output-fd", "4",
-                                "--kernel",   kernel,       path,          NULL};
-    char *const environment[] = {NULL};
 
     in = fcntl(in, F_DUPFD, PACK_FD_OUT + 1); /* out of the way of 3 and 4 */
     out = fcntl(out, F_DUPFD, PACK_FD_OUT + 1);
@@ -113,8 +83,6 @@ static void become_packer(const char *packer, const char *path, const char *kern
         _exit(EX_OSERR);
     close(in);
     close(out);
-    if (!drop_everything(file_bytes))
-        _exit(EX_NOPERM);
     execve(packer, (char *const *)(uintptr_t)argv, environment);
     _exit(EX_UNAVAILABLE);
 }
@@ -124,20 +92,15 @@ static int pack(const char *path, int in, const char *kernel, const char *packer
 {
     const int seals = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
     char packer[PATH_MAX];
-    struct stat status;
     int out, result = 0;
     pid_t pid;
 
-    if (fstat(in, &status) < 0 || !S_ISREG(status.st_mode)) {
-        log_error(LOG_TOPIC_LAYERS, "%s: not a regular file", path);
-        return -EX_NOINPUT;
-    }
     out = memory_create_file("gemmd-packed", 0, MEMORY_PAGE_BYTES);
     if (out < 0 || find_packer(packer_given, packer) < 0)
         return -EX_OSERR;
     pid = fork();
     if (pid == 0)
-        become_packer(packer, path, kernel, in, out, (uint64_t)status.st_size);
+        become_packer(packer, path, kernel, in, out);
     while (pid > 0 && waitpid(pid, &result, 0) < 0 && errno == EINTR)
         ;
     if (pid > 0 && WIFEXITED(result) && WEXITSTATUS(result) == 0 &&

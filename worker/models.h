@@ -1,8 +1,7 @@
 /*
  * Model files at the start: packed layer files are read, safetensors go through gemmd-pack first.
- * That program parses an untrusted file, so it runs apart: another user when the worker is root, no
- * new privileges, limits on memory, time and output; all it can do is fill a memfd, which is sealed
- * and then read like any other packed file.
+ * That program parses an untrusted file, so it runs apart and gives up its privileges first; all it
+ * can do is fill a memfd, which is sealed and then read like any other packed file.
  */
 #ifndef GEMMD_WORKER_MODELS_H
 #define GEMMD_WORKER_MODELS_H

@@ -200,8 +200,9 @@ struct gemmd_msg_layer_pin_reply {
     uint32_t reserved; /* 20 */
 };
 
-/* TAKEOVER's request is struct gemmd_msg_list.  Comes with one descriptor: index 0 the table of the
- * worker's layers, 1 .. count - 1 the files of its weight pool. */
+/* TAKEOVER's request is struct gemmd_msg_list.  From the first one to the commit, or the end of the
+ * session, messages of other sessions wait: layers do not change (jobs go on).  Comes with one
+ * descriptor: index 0 the table of the worker's layers, 1 .. count - 1 the files of its pool. */
 struct gemmd_msg_takeover_reply {
     struct gemmd_msg_header header;
     uint64_t generation; /* 16: changes with the layers */

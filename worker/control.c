@@ -35,6 +35,10 @@ enum { TOKEN_LISTEN = 1 << 20, TOKEN_SIGNAL, TOKEN_VIOLATION };
 /* How often half-open connections and the idle limit are looked at. */
 #define HOUSEKEEPING_MS 1000
 #define EVENTS_MAX 64
+/* A successor has this long from its first question to the socket; other clients' messages wait for
+ * it, and are looked at that often. */
+#define SUCCESSOR_NS UINT64_C(5000000000)
+#define HOLD_US      500
 
 /* ---- sessions -------------------------------------------------------------------------------- */
 
@@ -56,6 +60,8 @@ static void end_session(struct control *control, struct session *session)
         gemmd_counter_add(&control->config.stats->sessions_closed, 1);
     log_info(LOG_TOPIC_SESSION, "session %u of pid %d ended", session->id, (int)session->pid);
     control_release_session(control, session);
+    if (control->successor == session)
+        control->successor = NULL;
     control->arena_bytes -= session->arena.bytes;
     control->sessions[session->slot] = NULL;
     control->session_count--;
@@ -164,6 +170,8 @@ static void receive(struct control *control, struct session *session)
     }
     status = control_request(control, session, buffer, &answer);
     drop_descriptor(control);
+    /* Before the reply: what a client was promised survives our death. */
+    handover_write(control->config.handover, control->config.layers, control->config.pool);
     if (control->config.debug)
         fprintf(stderr, "gemmd: session %u: message %u serial %u: %s\n", session->id, header->type,
                 header->serial, gemmd_status_name_of(status));
@@ -192,6 +200,8 @@ static void end_ring_violators(struct control *control)
 
 static void end_half_open(struct control *control, uint64_t now_ns)
 {
+    if (control->successor && now_ns - control->successor_since_ns > SUCCESSOR_NS)
+        end_session(control, control->successor);
     for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++) {
         struct session *session = control->sessions[slot];
 
@@ -227,7 +237,9 @@ static bool handle_event(struct control *control, const struct epoll_event *even
         if (!session)
             return true;
         /* EPOLLIN first: a client may say something and leave. */
-        if (event->events & EPOLLIN)
+        if ((event->events & EPOLLIN) && control->successor && control->successor != session)
+            usleep(HOLD_US); /* it stays readable */
+        else if (event->events & EPOLLIN)
             receive(control, session);
         else if (event->events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP))
             end_session(control, session);
@@ -240,11 +252,10 @@ static void work_on(struct control *control, bool idle)
 {
     struct control_answer answer;
     struct session *session = control->loading ? requests_load_on(control, &answer) : NULL;
-    struct layer *changed = idle ? layers_scrub(control->config.layers, CONTROL_SCRUB_SLICE_BYTES)
-                                 : NULL;
+    struct layer *changed = NULL;
 
-    if (session)
-        send_answer(control, session, &answer);
+    if (idle && !control->successor)
+        changed = layers_scrub(control->config.layers, CONTROL_SCRUB_SLICE_BYTES);
     if (changed) {
         log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
                   "withdrawn, its jobs fail; load it again and test the memory",
@@ -252,6 +263,8 @@ static void work_on(struct control *control, bool idle)
         requests_withdraw(control, changed);
     }
     handover_write(control->config.handover, control->config.layers, control->config.pool);
+    if (session)
+        send_answer(control, session, &answer);
 }
 
 /* The service manager hears of us as often as it wants, half as often at least. */

@@ -63,6 +63,10 @@ struct control {
     struct session *loading_session;
     uint32_t loading_serial;
     struct loading_result loading_result;
+    /* The session that is taking over: others' messages wait, so that the layers it has seen stay
+     * what they are.  NULL: none. */
+    struct session *successor;
+    uint64_t successor_since_ns;
     bool handed_over; /* the socket is another worker's now */
     uint64_t watchdog_said_ns;
 };

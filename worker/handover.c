@@ -174,7 +174,7 @@ static struct layer *adopt_layer(const struct table_layer *left, struct layers *
         layer_memory_check(kernel, &left->desc, memory) == GEMMD_STATUS_OK)
         layer = layers_adopt(layers, &facts, memory);
     if (!layer)
-        pool_free(pool, memory);
+        pool_unclaim(pool, memory);
     return layer;
 }
 

@@ -61,7 +61,7 @@ void layers_close(struct layers **layers_p)
     if (!layers)
         return;
     while (layers->count)
-        remove_at(layers, layers->count - 1);
+        free(layers->table[--layers->count]);
     free(layers);
     *layers_p = NULL;
 }

@@ -62,6 +62,7 @@ struct layers_report {
 struct layers;
 
 int layers_open(struct layers **out, const struct layers_config *config);
+/* The layers' memory stays the pool's, whose end comes next: it may be kept for the next worker. */
 void layers_close(struct layers **layers);
 
 const struct gemm_kernel *layers_kernel(const struct layers *layers);

@@ -470,6 +470,14 @@ void *pool_claim(struct pool *pool, uint64_t extent_id, uint64_t offset, uint64_
     return extent_claim(extent, offset, round_up(bytes, POOL_UNIT_BYTES));
 }
 
+void pool_unclaim(struct pool *pool, void *memory)
+{
+    struct extent *extent = find(pool, memory);
+
+    if (extent)
+        extent_free(extent, memory);
+}
+
 void pool_trim(struct pool *pool)
 {
     struct extent *extent = pool->extents;

@@ -88,6 +88,8 @@ bool pool_locate(const struct pool *pool, const void *memory, uint64_t *extent_i
 int pool_adopt(struct pool *pool, const struct pool_extent *extent);
 /* Allocates what is at that place, with its bytes.  NULL: no such extent, or not free. */
 void *pool_claim(struct pool *pool, uint64_t extent_id, uint64_t offset, uint64_t bytes);
+/* The opposite; the extent stays until pool_trim. */
+void pool_unclaim(struct pool *pool, void *memory);
 /* Unmaps the extents nothing was claimed in. */
 void pool_trim(struct pool *pool);
 

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "proto/validate.h"
+#include "worker/clock.h"
 #include "worker/log.h"
 
 /* ---- loading --------------------------------------------------------------------------------- */
@@ -136,6 +137,11 @@ enum gemmd_status handle_takeover(struct control *control, struct session *sessi
 
     if (!session_is_operator(session))
         return GEMMD_STATUS_ADMIN;
+    if (control->loading || (control->successor && control->successor != session))
+        return GEMMD_STATUS_BUSY;
+    if (!control->successor)
+        control->successor_since_ns = clock_now_ns();
+    control->successor = session;
     handover_write(handover, control->config.layers, control->config.pool);
     answer->fds[0] = handover_fd(handover);
     for (uint32_t i = 0; pool_get_extent(control->config.pool, i, &extent); i++)
@@ -158,8 +164,8 @@ enum gemmd_status handle_takeover_commit(struct control *control, struct session
 
     if (!session_is_operator(session))
         return GEMMD_STATUS_ADMIN;
-    if (control->loading)
-        return GEMMD_STATUS_BUSY;
+    if (control->successor != session)
+        return GEMMD_STATUS_STATE;
     handover_write(control->config.handover, control->config.layers, control->config.pool);
     if (commit->generation != handover_generation(handover_fd(control->config.handover)))
         return GEMMD_STATUS_CHANGED;

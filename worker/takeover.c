@@ -88,7 +88,7 @@ static int connect_to(struct takeover *takeover, const char *path)
     return greet(takeover);
 }
 
-/* All descriptors; again from the start when the layers change in between. */
+/* All descriptors.  The old worker lets nobody change its layers meanwhile. */
 static int fetch(struct takeover *takeover)
 {
     uint64_t generation = 0;

@@ -32,8 +32,6 @@
 /* About what a wake-up costs in a guest (26-53 us, reference/transport.md): never more than twice
  * the optimum, whatever the gap between jobs. */
 #define SPIN_NS_DEFAULT 50000
-/* Of a take-over that finds the layers changed each time. */
-#define TAKEOVER_ATTEMPTS 20
 
 struct worker {
     struct options options;
@@ -262,26 +260,11 @@ static int open_layers(struct worker *worker)
     return code;
 }
 
-/* The last step of a take-over: the socket.  When layers came or went meanwhile, all is fetched
- * again. */
+/* The last step of a take-over: the socket. */
 static int commit_takeover(struct worker *worker, int *listen_fd, int *lock_fd)
 {
-    int code = 0, error = -EAGAIN;
+    int error = takeover_commit(worker->takeover, worker->restored.generation, listen_fd, lock_fd);
 
-    for (int attempt = 0; attempt < TAKEOVER_ATTEMPTS && error == -EAGAIN; attempt++) {
-        if (attempt > 0) {
-            takeover_close(&worker->takeover);
-            handover_close(&worker->handover);
-            layers_close(&worker->layers);
-            pool_close(&worker->pool);
-            code = open_memory(worker);
-            if (code == 0)
-                code = open_layers(worker);
-            if (code)
-                return code;
-        }
-        error = takeover_commit(worker->takeover, worker->restored.generation, listen_fd, lock_fd);
-    }
     takeover_close(&worker->takeover);
     if (error < 0)
         log_error(LOG_TOPIC_WORKER, "--take-over: the socket was not given: %s", strerror(-error));
@@ -345,9 +328,6 @@ static int open_control(struct worker *worker)
         code = commit_takeover(worker, &config.listen_fd, &config.lock_fd);
         if (code)
             return code;
-        config.layers = worker->layers; /* they may be others by now */
-        config.pool = worker->pool;
-        config.handover = worker->handover;
     } else {
         config.listen_fd = notify_take_listener(worker->notify);
         config.socket_stays = config.listen_fd >= 0;

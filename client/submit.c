@@ -27,6 +27,8 @@ static const char *find_fault(const struct gemmd *session, const struct gemmd_jo
 {
     if (!job->layer || job->layer->session != session)
         return "layer: NULL, or of another session";
+    if (job->layer->lost)
+        return "layer: lost with its worker; create it again";
     if (job->reserved[0] || job->reserved[1])
         return "reserved: must be 0; call gemmd_job_init";
     if (job->m && a_offset >= session->arena.bytes)
@@ -64,17 +66,32 @@ static void push(struct gemmd *session, const struct gemmd_job *job, uint64_t a_
     slot->user_data = job->user_data;
     sqe.user_data = (uint64_t)slot->tag << 32 | index;
     session->in_flight++;
+    if (session->copies)
+        gemmd_copy_job(session, index, &sqe, job->layer);
     gemmd_sq_push(&session->sq, &sqe);
 }
+
+/* check_submit: nothing can be taken before what is in flight is reaped. */
+enum { GEMMD_SUBMIT_LATER = 1 };
 
 /* Before the first job of a call. */
 static int check_submit(struct gemmd *session)
 {
-    if (!gemmd_is_ours(session) || session->lost)
-        return gemmd_check(session);
+    if (!gemmd_is_ours(session) || session->lost) {
+        int error = gemmd_check(session);
+
+        if (error < 0)
+            return error;
+    }
     if (session->control_only)
         return gemmd_fail(session, -EINVAL, "submit: a control-only session has no rings");
-    if (gemmd_load_acquire(&session->worker_line->state) != GEMMD_WORKER_RUNNING)
+    if (gemmd_load_acquire(&session->worker_line->state) == GEMMD_WORKER_RUNNING)
+        return 0;
+    if (session->copies && session->in_flight)
+        return GEMMD_SUBMIT_LATER;
+    if (session->copies)
+        gemmd_lose(session, "it was told to end");
+    if (gemmd_recover(session) < 0)
         return gemmd_fail(session, -ECONNRESET, "the worker at %s is shutting down; reap what is "
                           "in flight, then connect again", session->socket);
     return 0;
@@ -85,8 +102,8 @@ int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, unsigned c
     unsigned taken = 0;
     int error = check_submit(session);
 
-    if (error < 0)
-        return error;
+    if (error)
+        return error < 0 ? error : 0;
     /* The table has as many slots as either ring: a full one means that jobs are to be reaped. */
     for (; taken < count && taken < INT32_MAX && session->in_flight < session->entries; taken++) {
         const struct gemmd_job *job = &jobs[taken];

@@ -13,16 +13,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "proto/validate.h"
 #include "worker/clock.h"
+#include "worker/listener.h"
 #include "worker/log.h"
 #include "worker/packet.h"
 #include "worker/requests.h"
@@ -77,39 +75,87 @@ static void end_violator(struct control *control, struct session *session, enum 
     end_session(control, session);
 }
 
-/* The worker's own user and root. */
-static bool is_admitted(uid_t uid)
+/* What a user's sessions have: limits must hold for each, or one user locks out the others. */
+struct usage {
+    uint32_t sessions;
+    uint64_t arena_bytes;
+};
+
+static struct usage usage_of(const struct control *control, uid_t uid)
 {
-    return uid == geteuid() || uid == 0;
+    struct usage usage = {0, 0};
+
+    for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++) {
+        const struct session *session = control->sessions[slot];
+
+        if (!session || session->uid != uid)
+            continue;
+        usage.sessions++;
+        usage.arena_bytes += session->arena.bytes;
+    }
+    return usage;
+}
+
+bool control_has_arena_room(const struct control *control, const struct session *session,
+                            uint64_t arena_bytes)
+{
+    const struct control_config *config = &control->config;
+    uint64_t of_user = usage_of(control, session->uid).arena_bytes;
+
+    return arena_bytes <= config->arena_bytes_max &&
+           control->arena_bytes <= config->arena_bytes_max - arena_bytes &&
+           arena_bytes <= config->uid_arena_bytes_max &&
+           of_user <= config->uid_arena_bytes_max - arena_bytes;
+}
+
+static void refuse(int fd, enum gemmd_status status)
+{
+    send_error(fd, GEMMD_MSG_HELLO, 0, status);
+    close(fd);
+}
+
+/* No descriptor is left: a connection that stayed in the queue would keep the listening socket
+ * readable and this thread turning.  The spare one makes room to say no. */
+static void refuse_one(struct control *control)
+{
+    int fd;
+
+    log_error(LOG_TOPIC_CONTROL, "accept: %s; raise LimitNOFILE", strerror(errno));
+    close(control->spare_fd);
+    fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0)
+        refuse(fd, GEMMD_STATUS_SESSIONS_FULL);
+    control->spare_fd = fcntl(control->lock_fd, F_DUPFD_CLOEXEC, 0);
 }
 
 static void accept_connection(struct control *control)
 {
-    struct ucred peer;
-    socklen_t peer_bytes = sizeof(peer);
     struct session *session;
     struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
     uint32_t slot = 0;
+    pid_t pid = 0;
+    uid_t uid = 0;
     int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
     if (fd < 0) {
         if (errno == EMFILE || errno == ENFILE)
-            log_error(LOG_TOPIC_CONTROL, "accept: %s; raise LimitNOFILE", strerror(errno));
+            refuse_one(control);
         return;
     }
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_bytes) < 0 || !is_admitted(peer.uid)) {
-        send_error(fd, GEMMD_MSG_HELLO, 0, GEMMD_STATUS_DENIED);
-        close(fd);
+    if (!peers_admit(control->config.peers, fd, &pid, &uid)) {
+        log_warn(LOG_TOPIC_CONTROL, "uid %u is not admitted; see --allow-uid and --allow-gid",
+                 (unsigned)uid);
+        refuse(fd, GEMMD_STATUS_DENIED);
         return;
     }
     while (slot < GEMMD_WORKER_SESSIONS_MAX && control->sessions[slot])
         slot++;
-    if (slot == GEMMD_WORKER_SESSIONS_MAX) {
-        send_error(fd, GEMMD_MSG_HELLO, 0, GEMMD_STATUS_SESSIONS_FULL);
-        close(fd);
+    if (slot == GEMMD_WORKER_SESSIONS_MAX ||
+        usage_of(control, uid).sessions >= control->config.uid_sessions_max) {
+        refuse(fd, GEMMD_STATUS_SESSIONS_FULL);
         return;
     }
-    session = session_open(slot, control->next_session_id, fd, peer.pid, peer.uid);
+    session = session_open(slot, control->next_session_id, fd, pid, uid);
     event.data.u64 = slot;
     if (!session || epoll_ctl(control->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
         send_error(fd, GEMMD_MSG_HELLO, 0, GEMMD_STATUS_NO_MEMORY);
@@ -305,6 +351,7 @@ int control_run(struct control *control)
         int count = epoll_wait(control->epoll_fd, events, EVENTS_MAX, sleep_ms(control));
         uint64_t now_ns;
 
+        gemmd_counter_add(&control->rounds, 1);
         if (count < 0 && errno != EINTR)
             return -errno;
         for (int i = 0; i < count && run; i++)
@@ -335,48 +382,6 @@ static int watch(struct control *control, int fd, uint64_t token)
     return epoll_ctl(control->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
-/* The lock tells a dead worker's socket from a live one's without a race between two starters. */
-static int lock_socket(struct control *control)
-{
-    char path[sizeof(((struct sockaddr_un *)NULL)->sun_path) + 8];
-
-    snprintf(path, sizeof(path), "%s.lock", control->config.socket);
-    control->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (control->lock_fd < 0)
-        return -errno;
-    if (flock(control->lock_fd, LOCK_EX | LOCK_NB) < 0)
-        return errno == EWOULDBLOCK ? -EADDRINUSE : -errno;
-    return 0;
-}
-
-static int open_socket(struct control *control)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    mode_t mask;
-    int error;
-
-    if (strlen(control->config.socket) >= sizeof(address.sun_path))
-        return -ENAMETOOLONG;
-    if (control->lock_fd < 0) {
-        error = lock_socket(control);
-        if (error < 0)
-            return error;
-    }
-    if (control->listen_fd >= 0) /* it listens already: clients may be waiting in its queue */
-        return fcntl(control->listen_fd, F_SETFL, O_RDWR | O_NONBLOCK) < 0 ? -errno : 0;
-    strncpy(address.sun_path, control->config.socket, sizeof(address.sun_path) - 1);
-    control->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (control->listen_fd < 0)
-        return -errno;
-    unlink(control->config.socket); /* a dead worker's: we hold the lock */
-    mask = umask(0177);
-    error = bind(control->listen_fd, (struct sockaddr *)&address, sizeof(address)) < 0 ? -errno : 0;
-    umask(mask);
-    if (error < 0)
-        return error;
-    return listen(control->listen_fd, SOMAXCONN) < 0 ? -errno : 0;
-}
-
 static int open_descriptors(struct control *control)
 {
     sigset_t signals;
@@ -389,7 +394,12 @@ static int open_descriptors(struct control *control)
     control->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (control->signal_fd < 0 || control->epoll_fd < 0)
         return -errno;
-    error = open_socket(control);
+    error = listener_open(control->config.socket, control->config.peers, &control->listen_fd,
+                          &control->lock_fd);
+    if (error == 0) {
+        control->spare_fd = fcntl(control->lock_fd, F_DUPFD_CLOEXEC, 0);
+        error = control->spare_fd < 0 ? -errno : 0;
+    }
     if (error == 0)
         error = watch(control, control->listen_fd, TOKEN_LISTEN);
     if (error == 0)
@@ -411,6 +421,7 @@ int control_open(struct control **out, const struct control_config *config)
     control->listen_fd = config->listen_fd;
     control->lock_fd = config->lock_fd;
     control->signal_fd = control->epoll_fd = control->received_fd = -1;
+    control->spare_fd = -1;
     control->next_session_id = 1;
     control->started_ns = clock_now_ns();
     if (getrandom(&control->worker_epoch, sizeof(control->worker_epoch), 0) < 0)
@@ -444,6 +455,7 @@ void control_close(struct control **control_p)
     close_fd(control->listen_fd);
     close_fd(control->signal_fd);
     close_fd(control->epoll_fd);
+    close_fd(control->spare_fd);
     close_fd(control->lock_fd);
     free(control);
     *control_p = NULL;

@@ -76,8 +76,13 @@ void executor_complete(struct executor *executor, struct session_ring *ring, con
                        enum gemmd_status status)
 {
     struct gemmd_stats_page *stats = executor->stats;
-    struct gemmd_cqe cqe = {.user_data = job->sqe.user_data, .status = status};
+    struct gemmd_cqe cqe = {.user_data = job->sqe.user_data};
 
+    /* A page of its segments went away meanwhile (worker/fault.h): zeros are no result. */
+    if (status == GEMMD_STATUS_OK &&
+        __atomic_load_n(&ring->violation, __ATOMIC_RELAXED) != GEMMD_STATUS_OK)
+        status = GEMMD_STATUS_SESSION_ENDED;
+    cqe.status = status;
     if (job->start_ns) {
         uint64_t exec_ns = clock_now_ns() - job->start_ns;
         uint64_t queue_ns = job->start_ns - job->seen_ns;

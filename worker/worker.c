@@ -18,16 +18,19 @@
 #include <unistd.h>
 
 #include "kernels/gemm.h"
+#include "worker/clock.h"
 #include "worker/control.h"
 #include "worker/dispatcher.h"
+#include "worker/fault.h"
 #include "worker/keep.h"
 #include "worker/layers.h"
 #include "worker/log.h"
 #include "worker/mailbox.h"
-#include "worker/models.h"
+#include "worker/restore.h"
+#include "worker/sandbox.h"
 #include "worker/segment.h"
-#include "worker/takeover.h"
 #include "worker/topology.h"
+#include "worker/watchdog.h"
 
 /* About what a wake-up costs in a guest (26-53 us, reference/transport.md): never more than twice
  * the optimum, whatever the gap between jobs. */
@@ -46,12 +49,11 @@ struct worker {
     struct pool *pool;
     struct layers *layers;
     struct notify *notify;
-    struct handover *handover;
-    struct takeover *takeover;       /* until the socket is ours */
-    struct handover_result restored; /* from an earlier worker */
+    struct restore restore;
     struct mailbox *mailbox;
     struct dispatcher *dispatcher;
     struct control *control;
+    struct watchdog *watchdog;
     char lost[256]; /* what start-up had to do without, the pool's part excepted; "" = nothing */
 };
 
@@ -177,6 +179,14 @@ static void pin_control_thread(const struct worker *worker)
 
 /* ---- the parts ------------------------------------------------------------------------------- */
 
+static uint64_t measure_kernel(const struct gemm_kernel *kernel)
+{
+    uint64_t start_ns = clock_now_ns();
+
+    gemm_probe_run(kernel);
+    return clock_now_ns() - start_ns;
+}
+
 static int open_stats(struct worker *worker)
 {
     struct gemmd_stats_page *page;
@@ -221,56 +231,6 @@ static int open_memory(struct worker *worker)
     return 0;
 }
 
-/* The layers of the worker that serves our socket; it goes on serving. */
-static int open_takeover(struct worker *worker)
-{
-    const char *socket = worker->options.socket;
-    int error = takeover_open(&worker->takeover, socket, worker->layers, worker->pool,
-                              &worker->restored);
-
-    if (error == -EXDEV)
-        log_warn(LOG_TOPIC_WORKER, "--take-over: the layers there are packed for another kernel");
-    else if (error < 0)
-        log_error(LOG_TOPIC_WORKER, "--take-over: %s: %s", socket, strerror(-error));
-    return error < 0 && error != -EXDEV ? EX_UNAVAILABLE : 0;
-}
-
-/* What an earlier worker left, and the models of the command line. */
-static int open_layers(struct worker *worker)
-{
-    const struct options *options = &worker->options;
-    int code = options->take_over ? open_takeover(worker) : 0;
-    int error = 0;
-
-    if (code)
-        return code;
-    if (options->take_over)
-        error = handover_open(&worker->handover, -1);
-    else
-        error = keep_restore(worker->notify, worker->layers, worker->pool, &worker->handover,
-                             &worker->restored);
-    if (error < 0) {
-        log_error(LOG_TOPIC_WORKER, "the table of layers: %s", strerror(-error));
-        return EX_OSERR;
-    }
-    for (uint32_t i = 0; i < options->model_count && code == 0; i++)
-        code = models_load(worker->layers, options->models[i], options->pack_program);
-    if (code == 0)
-        handover_write(worker->handover, worker->layers, worker->pool);
-    return code;
-}
-
-/* The last step of a take-over: the socket. */
-static int commit_takeover(struct worker *worker, int *listen_fd, int *lock_fd)
-{
-    int error = takeover_commit(worker->takeover, worker->restored.generation, listen_fd, lock_fd);
-
-    takeover_close(&worker->takeover);
-    if (error < 0)
-        log_error(LOG_TOPIC_WORKER, "--take-over: the socket was not given: %s", strerror(-error));
-    return error < 0 ? EX_UNAVAILABLE : 0;
-}
-
 static int open_dispatcher(struct worker *worker)
 {
     struct dispatcher_config config = {.cpu = worker->dispatcher_cpu,
@@ -281,7 +241,9 @@ static int open_dispatcher(struct worker *worker)
     int error;
 
     worker->violation_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    error = worker->violation_fd < 0 ? -errno : mailbox_open(&worker->mailbox);
+    error = worker->violation_fd < 0 ? -errno : fault_open(worker->violation_fd);
+    if (error == 0)
+        error = mailbox_open(&worker->mailbox);
     if (error == 0) {
         config.mailbox = worker->mailbox;
         config.violation_fd = worker->violation_fd;
@@ -301,6 +263,10 @@ static int open_control(struct worker *worker)
     struct options *options = &worker->options;
     struct control_config config = {
         .socket = options->socket,
+        .peers = &options->peers,
+        .uid_sessions_max = options->uid_sessions,
+        .arena_bytes_max = options->arena_bytes,
+        .uid_arena_bytes_max = options->uid_arena_bytes,
         .node = worker->node,
         .cpu_count = (uint32_t)CPU_COUNT(&worker->cpus),
         .dispatcher_cpu = (uint32_t)worker->dispatcher_cpu,
@@ -310,7 +276,7 @@ static int open_control(struct worker *worker)
         .kernel = worker->kernel,
         .pool = worker->pool,
         .layers = worker->layers,
-        .handover = worker->handover,
+        .handover = worker->restore.handover,
         .notify = worker->notify,
         .listen_fd = -1,
         .lock_fd = -1,
@@ -325,7 +291,7 @@ static int open_control(struct worker *worker)
     int error, code;
 
     if (options->take_over) {
-        code = commit_takeover(worker, &config.listen_fd, &config.lock_fd);
+        code = restore_take_socket(&worker->restore, &config.listen_fd, &config.lock_fd);
         if (code)
             return code;
     } else {
@@ -353,6 +319,26 @@ static int choose_socket(struct worker *worker)
         log_error(LOG_TOPIC_WORKER, "no directory for the socket: %s; give --socket",
                   strerror(-error));
     return error < 0 ? EX_OSERR : 0;
+}
+
+/* The last step of the start: from here on the control thread has what it needs. */
+static int close_the_doors(struct worker *worker)
+{
+    const struct watchdog_config config = {.stats = worker->stats.memory,
+                                           .control_rounds = &worker->control->rounds,
+                                           .limit_s = worker->options.watchdog_s};
+    int error = watchdog_open(&worker->watchdog, &config);
+
+    if (error < 0) {
+        log_error(LOG_TOPIC_WORKER, "starting the watchdog: %s", strerror(-error));
+        return EX_OSERR;
+    }
+    error = sandbox_enter(SANDBOX_CONTROL);
+    if (error < 0) {
+        log_error(LOG_TOPIC_WORKER, "seccomp: %s; --sandbox off does without", strerror(-error));
+        return EX_OSERR;
+    }
+    return 0;
 }
 
 static void say_ready(struct worker *worker)
@@ -387,6 +373,11 @@ int worker_open(struct worker **out, const struct options *options)
     worker->options = *options;
     worker->stats.fd = worker->violation_fd = -1;
     set_up_process();
+    if (sandbox_open(options->sandbox) < 0) {
+        log_error(LOG_TOPIC_WORKER, "no_new_privs: %s", strerror(errno));
+        code = EX_OSERR;
+        goto fail;
+    }
     if (topology_open(&worker->topology, NULL) < 0) {
         log_error(LOG_TOPIC_WORKER, "the CPUs cannot be read from sysfs; is /sys mounted?");
         code = EX_OSERR;
@@ -397,7 +388,6 @@ int worker_open(struct worker **out, const struct options *options)
         code = EX_OSERR;
         goto fail;
     }
-    worker->kernel = gemm_select(cpu_detect() & options->cpu_mask);
     code = choose_node(worker);
     if (code == 0)
         code = choose_cpus(worker);
@@ -406,13 +396,17 @@ int worker_open(struct worker **out, const struct options *options)
     if (code)
         goto fail;
     pin_control_thread(worker); /* before memory is touched: it lands on the node */
+    worker->kernel = gemm_select_measured(cpu_detect() & options->cpu_mask, measure_kernel);
     code = open_memory(worker);
     if (code == 0)
-        code = open_layers(worker);
+        code = restore_open(&worker->restore, &worker->options, worker->notify, worker->layers,
+                            worker->pool);
     if (code == 0)
         code = open_dispatcher(worker);
     if (code == 0)
         code = open_control(worker);
+    if (code == 0)
+        code = close_the_doors(worker);
     if (code)
         goto fail;
     say_ready(worker);
@@ -439,13 +433,13 @@ void worker_close(struct worker **worker_p)
 
     if (!worker)
         return;
+    watchdog_close(&worker->watchdog);
     control_close(&worker->control);
     dispatcher_close(&worker->dispatcher);
     mailbox_close(&worker->mailbox);
     if (worker->violation_fd >= 0)
         close(worker->violation_fd);
-    takeover_close(&worker->takeover);
-    handover_close(&worker->handover);
+    restore_close(&worker->restore);
     layers_close(&worker->layers);
     pool_close(&worker->pool);
     notify_close(&worker->notify);

@@ -258,8 +258,8 @@ static void test_bad_tensors(void **state)
         const char *reason;
     } cases[] = {
 #define T(name, dtype, shape, begin, end)                                                          \
-    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" #begin "," #end \
-    "]}"
+    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],"                                 \
+    "\"data_offsets\":[" #begin "," #end "]}"
         {"{" T("a.weight", "I8", "1048577,1", 0, 1048577) "}", 1048577, "n is 1048577, the limit"},
         {"{" T("a.weight", "I8", "1,65537", 0, 65537) "}", 65537, "k is 65537, the limit"},
         {"{" T("a.weight", "I8", "0,4", 0, 0) "}", 0, "n is 0, the limit"},

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "worker/extent.h"
+#include "worker/hugepages.h"
 #include "worker/log.h"
 #include "worker/memory.h"
 
@@ -22,6 +23,7 @@ struct pool {
     struct extent *extents, **last_p; /* in order of age */
     uint64_t bytes;
     uint64_t next_id;
+    int sysfs_node; /* whose number of huge pages counts; -1: the machine's */
     /* The parts of pool_report.lost: what became of hugetlb, of transparent pages, of the node. */
     char no_hugetlb[LINE_BYTES], no_thp[LINE_BYTES], no_node[LINE_BYTES];
     char lost[3 * LINE_BYTES];
@@ -49,31 +51,13 @@ static void set_line(struct pool *pool, char *line, const char *format, ...)
 
 /* ---- what the machine has -------------------------------------------------------------------- */
 
-/* A number of /sys/kernel/mm/hugepages; -1: this kernel or CPU has no such pages. */
-static long long read_hugepages(uint64_t page_bytes, const char *name)
-{
-    char path[128];
-    long long value = -1;
-    FILE *file;
-
-    snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%llukB/%s",
-             (unsigned long long)(page_bytes / 1024), name);
-    file = fopen(path, "re");
-    if (!file)
-        return -1;
-    if (fscanf(file, "%lld", &value) != 1)
-        value = -1;
-    fclose(file);
-    return value;
-}
-
 /* Says why `bytes` on hugetlb pages of that size were not had, and what mends it. */
 static void explain_hugetlb(struct pool *pool, enum extent_rung rung, uint64_t bytes)
 {
     uint64_t page_bytes = extent_rung_bytes(rung);
     const char *page_name = rung == EXTENT_1G ? "1 GiB" : "2 MiB";
-    long long total = read_hugepages(page_bytes, "nr_hugepages");
-    long long available = read_hugepages(page_bytes, "free_hugepages");
+    long long total = hugepages_read(pool->sysfs_node, page_bytes, "nr_hugepages");
+    long long available = hugepages_read(pool->sysfs_node, page_bytes, "free_hugepages");
     long long needed = total - available + (long long)((bytes + page_bytes - 1) / page_bytes);
 
     if (total < 0)
@@ -82,9 +66,16 @@ static void explain_hugetlb(struct pool *pool, enum extent_rung rung, uint64_t b
     else if (rung == EXTENT_1G)
         set_line(pool, pool->no_hugetlb, "no 1 GiB huge pages (%lld free of %lld): boot with "
                  "hugepagesz=1G hugepages=%lld", available, total, needed);
-    else
+    else if (pool->sysfs_node >= 0) {
+        char path[HUGEPAGES_PATH_BYTES];
+
+        hugepages_path(pool->sysfs_node, page_bytes, "nr_hugepages", path);
+        set_line(pool, pool->no_hugetlb, "no 2 MiB huge pages (%lld free of %lld): "
+                 "echo %lld > %s", available, total, needed, path);
+    } else {
         set_line(pool, pool->no_hugetlb, "no 2 MiB huge pages (%lld free of %lld): "
                  "sysctl vm.nr_hugepages=%lld", available, total, needed);
+    }
 }
 
 static enum extent_rung first_rung(const struct pool *pool, uint64_t bytes)
@@ -110,22 +101,10 @@ static void assess(struct pool *pool)
     enum extent_rung rung = first_rung(pool, POOL_UNIT_BYTES);
     uint64_t page_bytes = extent_rung_bytes(rung);
 
-    if (rung <= EXTENT_2M && read_hugepages(page_bytes, "free_hugepages") <= 0 &&
-        read_hugepages(page_bytes, "nr_overcommit_hugepages") <= 0)
+    if (rung <= EXTENT_2M &&
+        hugepages_read(pool->sysfs_node, page_bytes, "free_hugepages") <= 0 &&
+        hugepages_read(-1, page_bytes, "nr_overcommit_hugepages") <= 0)
         explain_hugetlb(pool, rung, pool->config.limit_bytes);
-}
-
-static bool thp_disabled(void)
-{
-    char text[64] = "";
-    FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "re");
-
-    if (!file)
-        return true;
-    if (!fgets(text, sizeof(text), file))
-        text[0] = '\0';
-    fclose(file);
-    return strstr(text, "[never]") != NULL;
 }
 
 /* ---- the ladder ------------------------------------------------------------------------------ */
@@ -166,7 +145,7 @@ static void note_obtained(struct pool *pool, const struct extent *extent, enum e
         set_line(pool, pool->no_thp, "transparent huge pages for %llu of %llu MiB: %s",
                  (unsigned long long)(extent->bytes_thp >> 20),
                  (unsigned long long)(extent->bytes >> 20),
-                 thp_disabled() ? "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+                 hugepages_thp_disabled() ? "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
                                 : "sysctl vm.compact_memory=1, then restart");
     if (extent->bind_error)
         set_line(pool, pool->no_node, "weights not bound to node %d (mbind: %s)",
@@ -271,6 +250,7 @@ int pool_open(struct pool **out, const struct pool_config *config)
         return -ENOMEM;
     pool->config = *config;
     pool->last_p = &pool->extents;
+    pool->sysfs_node = hugepages_are_by_node() ? config->node : -1;
     assess(pool);
     error = config->require_hugepages ? check_required(pool) : 0;
     if (error < 0)

@@ -22,6 +22,7 @@
 #include <assert.h>
 #include <stdalign.h>
 #include <stdbool.h>
+#include <string.h>
 
 enum {
     /* A of a row block: half of the smallest L2 of the AVX-512 machines (1 MiB), so that panel and
@@ -149,7 +150,9 @@ static void run_block_copied(const struct run *run, struct block block)
         uint8_t *to = copy + i * stride;
 
         copied[i] = to;
-        for (size_t t = 0; t < k; t++)
+        if (!block.a_flip)
+            memcpy(to, from, k);
+        for (size_t t = 0; t < k && block.a_flip; t++)
             to[t] = from[t] ^ block.a_flip;
     }
     block.a = copied;

@@ -36,6 +36,18 @@ void gemm_offset(uint32_t n, enum gemm_type a_type, int32_t a_zero_point,
             (int32_t)((bias ? (uint32_t)bias[j] : 0u) - zero_point * (uint32_t)column_sums[j]);
 }
 
+int32_t gemm_row_sum(enum gemm_type a_type, int32_t a_zero_point, size_t k, const uint8_t *a)
+{
+    /* s8 as u8: the flip adds 128 to each. */
+    uint8_t flip = a_type == GEMM_TYPE_S8 ? 0x80 : 0;
+    uint32_t sum = 0;
+
+    assert((a_type == GEMM_TYPE_U8 || a_type == GEMM_TYPE_S8) && k <= GEMM_K_MAX);
+    for (size_t t = 0; t < k; t++)
+        sum += a[t] ^ flip;
+    return (int32_t)sum - (int32_t)k * (a_zero_point + (flip ? 128 : 0));
+}
+
 int gemm_k_check(uint32_t k, bool b_zero_points)
 {
     return k >= 1 && k <= (b_zero_points ? GEMM_K_MAX_B_ZERO_POINTS : GEMM_K_MAX) ? 0 : -ERANGE;

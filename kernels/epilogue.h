@@ -78,6 +78,10 @@ size_t gemm_type_bytes(enum gemm_type type);
 void gemm_offset(uint32_t n, enum gemm_type a_type, int32_t a_zero_point,
                  const int32_t *column_sums, const int32_t *bias, int32_t *offset);
 
+/* gemm_epilogue.row_sums of one row: sum over t < k of (a[t] - a_zero_point), with a as u8 or s8.
+ */
+int32_t gemm_row_sum(enum gemm_type a_type, int32_t a_zero_point, size_t k, const uint8_t *a);
+
 /* 0, or -ERANGE where a sum over k products could wrap (or k is 0): what a layer's creation asks
  * before it packs. */
 int gemm_k_check(uint32_t k, bool b_zero_points);

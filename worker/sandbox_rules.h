@@ -25,6 +25,7 @@
     X(write, SANDBOX_C | SANDBOX_D, "")                                                            \
     X(write, SANDBOX_W, "its last words")                                                          \
     X(clock_gettime, SANDBOX_C | SANDBOX_D | SANDBOX_W, "a machine whose vDSO has no clock")       \
+    X(epoll_pwait, SANDBOX_C | SANDBOX_D, "an architecture without epoll_wait")                    \
     /* connections */                                                                              \
     X(accept4, SANDBOX_C, "")                                                                      \
     X(getsockopt, SANDBOX_C, "")                                                                   \
@@ -33,6 +34,7 @@
     X(close, SANDBOX_C, "")                                                                        \
     X(fcntl, SANDBOX_C, "")                                                                        \
     X(unlink, SANDBOX_C, "")                                                                       \
+    X(unlinkat, SANDBOX_C, "an architecture without unlink")                                       \
     /* segments, weights */                                                                        \
     X(memfd_create, SANDBOX_C, "")                                                                 \
     X(ftruncate, SANDBOX_C, "")                                                                    \
@@ -52,6 +54,8 @@
     /* reports: the kind of pages, from smaps */                                                   \
     X(openat, SANDBOX_C, "where huge pages are short, sysfs and smaps tell why")                   \
     X(newfstatat, SANDBOX_C, "")                                                                   \
+    X(fstat, SANDBOX_C, "another C library's fopen")                                               \
+    X(lseek, SANDBOX_C, "another C library's fopen")                                               \
     X(getpid, SANDBOX_C, "")                                                                       \
     X(geteuid, SANDBOX_C, "")                                                                      \
     /* ending */                                                                                   \

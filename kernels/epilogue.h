@@ -11,8 +11,8 @@
  *     RELU:        f = f > 0 ? f : +0.0f
  *     F32 output:  y = f
  *     U8/S8:       q = f * inverse_c_scale
- *                  q = min(max(q, lo - zero_point), hi - zero_point), lo..hi the output type's range
- *                  y = round-half-to-even(q) + zero_point
+ *                  q = min(max(q, lo - zero_point), hi - zero_point), lo..hi the output type's
+ * range y = round-half-to-even(q) + zero_point
  *
  * scale, bias and inverse_c_scale are finite (checked at layer creation), so NaN cannot arise; an
  * overflow to infinity is clamped for U8/S8 and kept for F32.
@@ -39,7 +39,7 @@ size_t gemm_type_bytes(enum gemm_type type);
 
 /* offset[j] = bias[j] - (a_zero_point + (S8 ? 128 : 0)) * column_sums[j]  (modulo 2^32), where
  * bias may be NULL (0).  a_zero_point is in a_type's range.  `offset` may alias `column_sums`. */
-void gemm_offset(uint32_t n, enum gemm_type a_type, int32_t a_zero_point, const int32_t *column_sums,
-                 const int32_t *bias, int32_t *offset);
+void gemm_offset(uint32_t n, enum gemm_type a_type, int32_t a_zero_point,
+                 const int32_t *column_sums, const int32_t *bias, int32_t *offset);
 
 #endif

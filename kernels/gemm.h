@@ -52,17 +52,17 @@ enum {
  * Micro-kernel: acc[i * nr + j] = sum over t < k of a[i][t] * panel(j, t), for i < m (1 <= m <= mr)
  * and all j < nr.  `a` holds m row pointers; row i is read only inside a[i][0 .. k), whatever k is
  * (guard pages test that).  `a_flip` is 0 for u8 rows; for s8 rows it is 0x80, and the kernel uses
- * (a ^ 0x80) as u8, that is a + 128; the caller corrects by 128 * column sum in the epilogue's offset.
- * `panel` is one packed panel of nr columns, padded to nr and kr with zeros, 64-byte aligned.
- * `acc` is 64-byte aligned.  Rows of acc beyond m are unspecified afterwards.
+ * (a ^ 0x80) as u8, that is a + 128; the caller corrects by 128 * column sum in the epilogue's
+ * offset. `panel` is one packed panel of nr columns, padded to nr and kr with zeros, 64-byte
+ * aligned. `acc` is 64-byte aligned.  Rows of acc beyond m are unspecified afterwards.
  */
 typedef void gemm_ukernel_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
                              const int8_t *panel, int32_t *acc);
 
 struct gemm_epilogue;
 
-/* Epilogue of a tile: for i < m, j < n (n <= nr): c[i][column + j] = f(acc[i * nr + j], column + j).
- * See kernels/epilogue.h for f.  Writes nothing outside those m * n elements. */
+/* Epilogue of a tile: for i < m, j < n (n <= nr): c[i][column + j] = f(acc[i * nr + j], column +
+ * j). See kernels/epilogue.h for f.  Writes nothing outside those m * n elements. */
 typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
                               const struct gemm_epilogue *epilogue, size_t column, void *const *c);
 

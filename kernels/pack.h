@@ -17,7 +17,8 @@
 size_t gemm_packed_bytes(const struct gemm_kernel *kernel, uint32_t n, uint32_t k);
 
 /* Packs b (row j at b + j*stride_bytes, k bytes each) into `panels` (gemm_packed_bytes, 64-byte
- * aligned) and writes column_sums[j] = sum of row j of B, j < n.  Every byte of `panels` is written. */
+ * aligned) and writes column_sums[j] = sum of row j of B, j < n.  Every byte of `panels` is
+ * written. */
 void gemm_pack(const struct gemm_kernel *kernel, uint32_t n, uint32_t k, const int8_t *b,
                size_t stride_bytes, int8_t *panels, int32_t *column_sums);
 

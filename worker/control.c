@@ -255,12 +255,13 @@ int control_run(struct control *control)
     control->idle_since_ns = clock_now_ns();
     while (run) {
         int count = epoll_wait(control->epoll_fd, events, EVENTS_MAX, HOUSEKEEPING_MS);
-        uint64_t now_ns = clock_now_ns();
+        uint64_t now_ns;
 
         if (count < 0 && errno != EINTR)
             return -errno;
         for (int i = 0; i < count && run; i++)
             run = handle_event(control, &events[i]);
+        now_ns = clock_now_ns(); /* after the events: no connection is younger than now */
         end_half_open(control, now_ns);
         if (control->config.idle_exit_ns && control->session_count == 0 &&
             now_ns > control->idle_since_ns &&

@@ -21,8 +21,7 @@ enum gemmd_status executor_admit(const struct session_ring *ring, const struct g
         return GEMMD_STATUS_LAYER;
     open = &ring->layers[sqe->layer_id];
     if (!open->layer || open->gen != sqe->layer_gen)
-        return open->gen >= sqe->layer_gen && sqe->layer_gen ? GEMMD_STATUS_LAYER_STALE
-                                                             : GEMMD_STATUS_LAYER;
+        return open->gen ? GEMMD_STATUS_LAYER_STALE : GEMMD_STATUS_LAYER; /* 0: never opened */
     status = gemmd_validate_job_operands(sqe, &open->layer->shape, ring->arena_bytes);
     if (status != GEMMD_STATUS_OK)
         return status;

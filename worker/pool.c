@@ -24,6 +24,7 @@ struct pool {
     /* The parts of pool_report.lost: what became of hugetlb, of transparent pages, of the node. */
     char no_hugetlb[LINE_BYTES], no_thp[LINE_BYTES], no_node[LINE_BYTES];
     char lost[3 * LINE_BYTES];
+    bool warned; /* `lost` is in the log */
 };
 
 static void set_line(struct pool *pool, char *line, const char *format, ...)
@@ -187,6 +188,10 @@ static int grow(struct pool *pool, uint64_t bytes)
     if (!extent)
         return error == -ENOSPC ? -ENOSPC : -ENOMEM;
     note_obtained(pool, extent, first);
+    if (*pool->lost && !pool->warned) { /* once: pool_report has the state of the day */
+        log_warn(LOG_TOPIC_POOL, "weights on lesser pages: %s", pool->lost);
+        pool->warned = true;
+    }
     pool->bytes += extent->bytes;
     *pool->last_p = extent;
     pool->last_p = &extent->next;

@@ -1,10 +1,11 @@
-/* The weight pool under random allocations and frees, against a shadow list. */
+/* The weight pool as an allocator: limit, joined ranges, random requests beside a shadow list. */
 #include "unit.h"
 
 #include "worker/pool.h"
 
 #define KIB UINT64_C(1024)
 #define MIB (KIB << 10)
+#define GIB (MIB << 10)
 
 static struct pool *open_pool(uint64_t limit, enum pool_policy policy, bool require)
 {
@@ -13,6 +14,16 @@ static struct pool *open_pool(uint64_t limit, enum pool_policy policy, bool requ
 
     assert_int_equal(pool_open(&pool, &config), 0);
     return pool;
+}
+
+static void *alloc(struct pool *pool, uint64_t bytes)
+{
+    void *memory;
+
+    assert_int_equal(pool_alloc(pool, bytes, &memory), 0);
+    assert_non_null(memory);
+    assert_int_equal((uintptr_t)memory % 4096, 0);
+    return memory;
 }
 
 static struct pool_report report_of(const struct pool *pool)
@@ -42,6 +53,56 @@ static bool is_filled(const void *memory, uint64_t bytes, int value)
     const uint8_t *at = memory;
 
     return bytes == 0 || (at[0] == (uint8_t)value && memcmp(at, at + 1, bytes - 1) == 0);
+}
+
+static void limit(void **state)
+{
+    struct pool *pool = open_pool(41 * MIB + 4 * KIB, POOL_POLICY_THP, false);
+    void *memory[2], *none;
+
+    (void)state;
+    assert_int_equal(pool_limit_bytes(pool), 41 * MIB + 4 * KIB);
+    assert_int_equal(pool_alloc(pool, 41 * MIB + 4 * KIB + 1, &none), -ENOSPC);
+    assert_int_equal(pool_alloc(pool, UINT64_MAX, &none), -ENOSPC);
+    assert_int_equal(pool_alloc(pool, 0, &none), -EINVAL);
+    memory[0] = alloc(pool, 32 * MIB);
+    assert_int_equal(pool_alloc(pool, 10 * MIB, &none), -ENOSPC);
+    assert_null(none);
+    memory[1] = alloc(pool, 9 * MIB + 4 * KIB); /* to the last page, on the rung that divides it */
+    assert_int_equal(report_of(pool).bytes, 41 * MIB + 4 * KIB);
+    assert_int_equal(pool_alloc(pool, 1, &none), -ENOSPC);
+    pool_free(pool, memory[0]);
+    assert_int_equal(report_of(pool).bytes, 9 * MIB + 4 * KIB);
+    pool_free(pool, memory[1]);
+    pool_free(pool, NULL);
+    assert_int_equal(report_of(pool).bytes, 0);
+    pool_close(&pool);
+    pool_close(&pool);
+}
+
+static void neighbours_join(void **state)
+{
+    struct pool *pool = open_pool(GIB, POOL_POLICY_NONE, false);
+    void *memory[8], *again;
+
+    (void)state;
+    for (int i = 0; i < 8; i++)
+        memory[i] = alloc(pool, 4 * MIB);
+    assert_int_equal(report_of(pool).bytes, 32 * MIB);
+    for (int i = 0; i < 8; i += 2)
+        pool_free(pool, memory[i]);
+    /* 16 MiB are free, no 8 of them in a row: a new extent. */
+    again = alloc(pool, 8 * MIB);
+    assert_int_equal(report_of(pool).bytes, 64 * MIB);
+    pool_free(pool, again);
+    assert_int_equal(report_of(pool).bytes, 32 * MIB);
+    /* Joined with the free range behind it, and with the one before it. */
+    pool_free(pool, memory[3]);
+    assert_ptr_equal(alloc(pool, 12 * MIB), memory[2]);
+    assert_int_equal(report_of(pool).bytes, 32 * MIB);
+    pool_free(pool, (char *)memory[2] + 4096); /* not an allocation: nothing happens */
+    assert_int_equal(report_of(pool).bytes_used, 24 * MIB);
+    pool_close(&pool);
 }
 
 /* Random sizes against a shadow list: no overlap, nothing kept, nothing forgotten. */
@@ -125,6 +186,8 @@ static void shadow_model(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(limit),
+        cmocka_unit_test(neighbours_join),
         cmocka_unit_test(shadow_model),
     };
 

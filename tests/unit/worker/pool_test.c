@@ -397,57 +397,7 @@ static void node_is_verified(void **state)
     pool_close(&pool);
 }
 
-/* ---- allocation ------------------------------------------------------------------------------ */
-
-static void limit(void **state)
-{
-    struct pool *pool = open_pool(41 * MIB + 4 * KIB, POOL_POLICY_THP, false);
-    void *memory[2], *none;
-
-    (void)state;
-    assert_int_equal(pool_limit_bytes(pool), 41 * MIB + 4 * KIB);
-    assert_int_equal(pool_alloc(pool, 41 * MIB + 4 * KIB + 1, &none), -ENOSPC);
-    assert_int_equal(pool_alloc(pool, UINT64_MAX, &none), -ENOSPC);
-    assert_int_equal(pool_alloc(pool, 0, &none), -EINVAL);
-    memory[0] = alloc(pool, 32 * MIB);
-    assert_int_equal(pool_alloc(pool, 10 * MIB, &none), -ENOSPC);
-    assert_null(none);
-    memory[1] = alloc(pool, 9 * MIB + 4 * KIB); /* to the last page, on the rung that divides it */
-    assert_int_equal(report_of(pool).bytes, 41 * MIB + 4 * KIB);
-    assert_int_equal(pool_alloc(pool, 1, &none), -ENOSPC);
-    pool_free(pool, memory[0]);
-    assert_int_equal(report_of(pool).bytes, 9 * MIB + 4 * KIB);
-    pool_free(pool, memory[1]);
-    pool_free(pool, NULL);
-    assert_int_equal(report_of(pool).bytes, 0);
-    pool_close(&pool);
-    pool_close(&pool);
-}
-
-static void neighbours_join(void **state)
-{
-    struct pool *pool = open_pool(GIB, POOL_POLICY_NONE, false);
-    void *memory[8], *again;
-
-    (void)state;
-    for (int i = 0; i < 8; i++)
-        memory[i] = alloc(pool, 4 * MIB);
-    assert_int_equal(report_of(pool).bytes, 32 * MIB);
-    for (int i = 0; i < 8; i += 2)
-        pool_free(pool, memory[i]);
-    /* 16 MiB are free, no 8 of them in a row: a new extent. */
-    again = alloc(pool, 8 * MIB);
-    assert_int_equal(report_of(pool).bytes, 64 * MIB);
-    pool_free(pool, again);
-    assert_int_equal(report_of(pool).bytes, 32 * MIB);
-    /* Joined with the free range behind it, and with the one before it. */
-    pool_free(pool, memory[3]);
-    assert_ptr_equal(alloc(pool, 12 * MIB), memory[2]);
-    assert_int_equal(report_of(pool).bytes, 32 * MIB);
-    pool_free(pool, (char *)memory[2] + 4096); /* not an allocation: nothing happens */
-    assert_int_equal(report_of(pool).bytes_used, 24 * MIB);
-    pool_close(&pool);
-}
+/* ---- protection ------------------------------------------------------------------------------ */
 
 static int write_to(void *argument)
 {
@@ -505,8 +455,6 @@ int main(void)
         cmocka_unit_test(small_pages),
         cmocka_unit_test(without_populate),
         cmocka_unit_test(node_is_verified),
-        cmocka_unit_test(limit),
-        cmocka_unit_test(neighbours_join),
         cmocka_unit_test(read_only_but_between),
         cmocka_unit_test(not_in_core_dumps),
         cmocka_unit_test(one_gib_policy),

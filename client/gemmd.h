@@ -1,0 +1,307 @@
+/*
+ * gemmd: int8 GEMM by a worker process that all processes of a machine share.
+ *
+ * A worker (`gemmd`, one per NUMA node) owns packed weights, once, in huge pages.  A program opens
+ * a session, creates or opens layers, places its input rows in buffers both sides can see, and
+ * submits jobs (one layer applied to m rows) to a ring in shared memory.  When both sides are awake
+ * no system call is made between gemmd_submit and the completion.
+ *
+ *     struct gemmd *session;
+ *     gemmd_connect(NULL, &session);
+ *     gemmd_layer_create(session, &desc, &layer);
+ *     uint8_t *a = gemmd_buffer_alloc(session, m * k);  float *c = gemmd_buffer_alloc(session, m *
+ * n * 4); struct gemmd_job job; gemmd_job_init(&job, layer, m, a, c); gemmd_run(session, &job, -1);
+ *
+ * Conventions.  Functions that return int give >= 0 on success and -errno on failure;
+ * gemmd_error_text(session) then says what was wrong and how to mend it.  A session belongs to one
+ * thread at a time; different sessions are independent.  "Blocks" below means: may wait for the
+ * worker's control thread.  The library starts no threads and installs no signal handlers.
+ * After fork() the child must not use its parent's session: every call then returns -EOWNERDEAD.
+ *
+ * Promise: a submitted job yields exactly one completion: success with C fully written, or an
+ * error.  C is undefined until completion.  C must not overlap A.
+ */
+#ifndef GEMMD_H
+#define GEMMD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GEMMD_API __attribute__((visibility("default")))
+
+/* A session with a worker.  Opaque; closed by gemmd_close. */
+struct gemmd;
+/* A layer opened in a session.  Opaque; closed by gemmd_layer_close, or with its session. */
+struct gemmd_layer;
+
+/* Element types. */
+enum gemmd_type {
+    GEMMD_TYPE_NONE = 0,
+    GEMMD_TYPE_U8 = 1,
+    GEMMD_TYPE_S8 = 2,
+    GEMMD_TYPE_S32 = 3,
+    GEMMD_TYPE_F32 = 4,
+};
+
+enum gemmd_activation {
+    GEMMD_ACTIVATION_NONE = 0,
+    GEMMD_ACTIVATION_RELU = 1,
+};
+
+/* "0.1.0".  Static storage. */
+GEMMD_API const char *gemmd_version(void);
+
+/* What a negative result means: strerror of -error, with gemmd's own words where errno's are too
+ * general.  Static or thread-local storage; never NULL. */
+GEMMD_API const char *gemmd_strerror(int error);
+
+/* Name ("A_OFFSET") and text of a completion's status.  Static storage; never NULL. */
+GEMMD_API const char *gemmd_status_name(int status);
+GEMMD_API const char *gemmd_status_text(int status);
+
+/* ---- session --------------------------------------------------------------------------------- */
+
+struct gemmd_options {
+    size_t size;             /* sizeof(struct gemmd_options), set by gemmd_options_init */
+    const char *socket;      /* the worker's socket; NULL: $GEMMD_SOCKET, else the user's worker of
+                                the caller's NUMA node ($XDG_RUNTIME_DIR/gemmd/node<N>.sock, or
+                                /tmp/gemmd-<uid>/node<N>.sock), else /run/gemmd/node<N>.sock */
+    int autostart;           /* 1 (default): if none of these answers and neither `socket` nor
+                                $GEMMD_SOCKET names one, start a private worker for this user that
+                                ends when idle; 0: -ECONNREFUSED */
+    uint32_t ring_entries;   /* jobs in flight at most; power of two 8..4096; 0 (default): 256 */
+    uint64_t arena_bytes;    /* buffer memory; 64 KiB..4 GiB; 0 (default): 16 MiB */
+    int64_t spin_ns;         /* longest spin of gemmd_wait before it sleeps; -1 (default): what the
+                                worker advises (0 on a machine with one CPU) */
+    int control_only;        /* 1: no rings and no arena, for tools; default 0 */
+    int timeout_ms;          /* of connecting and of each control call; default 10000 */
+    uint64_t reserved[8];    /* 0 */
+};
+
+/* Defaults into *options.  Cannot fail. */
+GEMMD_API void gemmd_options_init(struct gemmd_options *options);
+
+/* Opens a session; options NULL means the defaults.  Blocks.  On success *out is the caller's, to
+ * be closed with gemmd_close; on failure *out is NULL, and gemmd_error_text(NULL) holds the reason
+ * for this thread.
+ *   0
+ *   -ECONNREFUSED     no worker answers and autostart is off or failed
+ *   -EACCES           the worker or its socket does not admit this user
+ *   -EPROTONOSUPPORT  no common protocol version
+ *   -EPROTO           whoever answers does not speak the protocol
+ *   -EINVAL           an option is out of range
+ *   -ENOMEM           no memory here, or in the worker for the arena
+ *   -EAGAIN           the worker has as many sessions as it can take
+ *   -ETIMEDOUT        the worker did not answer within timeout_ms */
+GEMMD_API int gemmd_connect(const struct gemmd_options *options, struct gemmd **out);
+
+/* Ends the session: jobs in flight are abandoned, layers and buffers of the session are gone.
+ * Accepts NULL and a pointer to NULL; *session becomes NULL.  Does not block. */
+GEMMD_API void gemmd_close(struct gemmd **session);
+
+/* Text of the last failure in this session; of the last gemmd_connect in this thread when session
+ * is NULL.  "" when there was none.  Owned by the library, valid until the next failing call. */
+GEMMD_API const char *gemmd_error_text(const struct gemmd *session);
+
+/* ---- layers ---------------------------------------------------------------------------------- */
+
+/*
+ * A layer: C [m x n] = activation(real(A [m x k]) * real(B [n x k])^T + bias), quantised, where
+ *   real(a) = a_scale * (a - a_zero_point), real(b of channel j) = b_scales[j] * b, and
+ *   an s8/u8 output is round-half-even(c / c_scale) + c_zero_point, saturated.
+ * An s32 output is the exact sum of (a - a_zero_point) * b, plus an s32 bias; scales are not used.
+ */
+struct gemmd_layer_desc {
+    size_t size;               /* set by gemmd_layer_desc_init */
+    uint32_t n, k;             /* 1..2^20 output channels; depth 1..65536 */
+    enum gemmd_type a_type;    /* U8 or S8; default U8 */
+    enum gemmd_type c_type;    /* U8, S8, S32 or F32; default F32 */
+    const int8_t *weights;     /* [n][k], row-major; read during gemmd_layer_create only */
+    const float *b_scales;     /* [scale_count], finite; NULL (default): 1.0 */
+    uint32_t scale_count;      /* 1 (default): one for all channels; or n */
+    float a_scale, c_scale;    /* finite, > 0; default 1.0 */
+    int32_t a_zero_point;      /* within a_type; default 0 */
+    int32_t c_zero_point;      /* within c_type; 0 unless U8 or S8; default 0 */
+    enum gemmd_type bias_type; /* NONE (default); S32: in accumulator units, a_scale * b_scale;
+                                  F32: in real units */
+    const void *bias;          /* [n] of bias_type */
+    enum gemmd_activation activation; /* NONE (default) or RELU; NONE with an s32 output */
+    const char *name;          /* others open the layer by it; NULL (default): none; 1..63 of
+                                  [A-Za-z0-9._/-] */
+    uint64_t reserved[8];      /* 0 */
+};
+
+/* Zeroes *desc and sets the defaults. */
+GEMMD_API void gemmd_layer_desc_init(struct gemmd_layer_desc *desc);
+
+/* Creates the layer in the worker, or attaches to it if one with the same contents is there: the
+ * weights then cost no memory and, for the same user, no upload.  Blocks.  The caller keeps desc
+ * and its arrays; *out belongs to the session until gemmd_layer_close.  The upload uses free arena
+ * memory as a window, so at least 64 KiB of the arena must be free (-ENOBUFS). 0 created, 1
+ * attached -EINVAL (the text names the field), -EEXIST (name taken), -ENOSPC (pool or table full),
+ * -ENOMEM, -ENOBUFS, -EFBIG, -ETIMEDOUT, -ECONNRESET (worker gone), -ESHUTDOWN (worker draining) */
+GEMMD_API int gemmd_layer_create(struct gemmd *session, const struct gemmd_layer_desc *desc,
+                                 struct gemmd_layer **out);
+
+/* Opens a layer of the worker by its name.  Blocks.  0, -ENOENT, -EINVAL, -ENOSPC, -ETIMEDOUT,
+ * -ECONNRESET. */
+GEMMD_API int gemmd_layer_open(struct gemmd *session, const char *name, struct gemmd_layer **out);
+
+/* Closes the layer: jobs of it still in the ring complete with status LAYER_STALE.  Blocks.
+ * Accepts NULL and a pointer to NULL; *layer becomes NULL whatever is returned.  0 or -ECONNRESET.
+ */
+GEMMD_API int gemmd_layer_close(struct gemmd *session, struct gemmd_layer **layer);
+
+/* Shape of an open layer, for programs that opened it by name. */
+GEMMD_API uint32_t gemmd_layer_n(const struct gemmd_layer *layer);
+GEMMD_API uint32_t gemmd_layer_k(const struct gemmd_layer *layer);
+GEMMD_API enum gemmd_type gemmd_layer_a_type(const struct gemmd_layer *layer);
+GEMMD_API enum gemmd_type gemmd_layer_c_type(const struct gemmd_layer *layer);
+/* Worker memory the gemmd_layer_create or gemmd_layer_open of this handle added: 0 when attached.
+ */
+GEMMD_API uint64_t gemmd_layer_bytes_new(const struct gemmd_layer *layer);
+
+/* ---- buffers --------------------------------------------------------------------------------- */
+
+/* `bytes` of the session's arena, 64-byte aligned, contents undefined; the worker can read and
+ * write them. NULL when bytes is 0 or the arena has no room (gemmd_error_text says which).  Does
+ * not block, no system call.  The memory is gone with the session. */
+GEMMD_API void *gemmd_buffer_alloc(struct gemmd *session, size_t bytes);
+
+/* Gives it back.  NULL is allowed.  No job in flight may use it.  A pointer that is not a buffer's
+ * start aborts the program: it is a bug that would corrupt results. */
+GEMMD_API void gemmd_buffer_free(struct gemmd *session, void *buffer);
+
+/* The whole arena's size, and the bytes still free in it. */
+GEMMD_API size_t gemmd_arena_bytes(const struct gemmd *session);
+GEMMD_API size_t gemmd_arena_bytes_free(const struct gemmd *session);
+
+/* ---- jobs ------------------------------------------------------------------------------------ */
+
+/* One layer applied to m rows.  A and C lie inside buffers of the session. */
+struct gemmd_job {
+    struct gemmd_layer *layer;
+    uint32_t m;              /* rows, 0..2^20; 0 completes at once */
+    const void *a;           /* k elements of a_type per row */
+    void *c;                 /* n elements of c_type per row, aligned to the element */
+    uint32_t a_stride_bytes; /* from row to row; <= 2^24 */
+    uint32_t c_stride_bytes;
+    uint64_t user_data;      /* returned in the completion */
+    uint64_t reserved[2];    /* 0 */
+};
+
+struct gemmd_completion {
+    uint64_t user_data;
+    int status;          /* 0 success; else gemmd_status_text(status), and `error` */
+    int error;           /* 0 or -errno of the status */
+    uint32_t queue_ns;   /* the worker's view: seen to started, */
+    uint32_t exec_ns;    /* started to ended; both saturate at 4.29 s */
+};
+
+/* A job over dense rows (strides = row bytes), user_data 0. */
+GEMMD_API void gemmd_job_init(struct gemmd_job *job, struct gemmd_layer *layer, uint32_t m,
+                              const void *a, void *c);
+
+/* Puts up to `count` jobs into the submission ring; copies them, the caller's array is free at
+ * once. Never blocks, no system call.  The worker sees them at once if it is awake; gemmd_flush,
+ * gemmd_wait and gemmd_run wake it if it sleeps.
+ *   0..count     how many were taken, from the front: fewer than count when the ring is full (reap
+ *                completions first) or when the next one is malformed (the next call then says so)
+ *   -EINVAL      the first job is malformed (a or c outside the arena, a layer of another session)
+ *   -ECONNRESET  the worker is gone */
+GEMMD_API int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, unsigned count);
+
+/* Rings the doorbell if the worker sleeps.  1 a system call was made, 0 none was needed. */
+GEMMD_API int gemmd_flush(struct gemmd *session);
+
+/* Takes up to `capacity` completions without waiting; no system call.  0..capacity.  After the
+ * worker's death every job in flight completes here once with status WORKER_LOST. */
+GEMMD_API int gemmd_poll(struct gemmd *session, struct gemmd_completion *out, unsigned capacity);
+
+/* Like gemmd_poll, but waits for at least one completion: flushes, spins, then sleeps.
+ * timeout_ms < 0: for ever; 0: like gemmd_poll with a flush.
+ *   1..capacity, 0 nothing is in flight, -ETIMEDOUT, -EINTR (a signal handler ran) */
+GEMMD_API int gemmd_wait(struct gemmd *session, struct gemmd_completion *out, unsigned capacity,
+                         int timeout_ms);
+
+/* Submits one job and waits for it.  Only when nothing else is in flight (-EBUSY).
+ *   0, -errno of its status, -ETIMEDOUT (the job is still in flight), -EINTR likewise, -EINVAL */
+GEMMD_API int gemmd_run(struct gemmd *session, const struct gemmd_job *job, int timeout_ms);
+
+/* Jobs submitted and not yet taken by gemmd_poll or gemmd_wait. */
+GEMMD_API unsigned gemmd_in_flight(const struct gemmd *session);
+
+/* ---- looking at the worker ------------------------------------------------------------------- */
+
+struct gemmd_info {
+    char worker_version[16];
+    char socket[108];       /* the one this session uses */
+    uint32_t pid;
+    int32_t node;           /* NUMA node; -1: the machine has none */
+    uint32_t cpu_count;
+    uint32_t dispatcher_cpu;
+    char level[16];         /* kernel level in use, "avx512vnni" */
+    char kernel[64];
+    char event_level[16];   /* "F0" io_uring … "F3" epoll */
+    uint64_t uptime_ns;
+    uint32_t session_count, layer_count;
+    uint64_t pool_bytes, pool_bytes_used, pool_bytes_limit; /* weights */
+    uint64_t pool_bytes_1g, pool_bytes_2m, pool_bytes_thp, pool_bytes_4k; /* by page size */
+    uint64_t pool_bytes_on_node; /* verified to lie on `node` */
+    uint64_t arena_bytes;        /* of all sessions */
+    char lost[256];              /* what the worker had to do without; "" = nothing */
+};
+
+struct gemmd_layer_info {
+    char name[64]; /* "" = none */
+    uint64_t content_id[2];
+    uint32_t n, k;
+    enum gemmd_type a_type, c_type;
+    uint64_t weight_bytes, page_bytes;
+    int32_t node;
+    uint32_t references; /* sessions that have it open */
+    uint64_t jobs, rows;
+    char kernel[64];
+};
+
+struct gemmd_session_info {
+    uint32_t session_id, pid, uid, ring_entries, layers;
+    const char *state; /* "new", "mapping", "live" */
+    uint64_t arena_bytes, jobs, jobs_failed, rows, exec_ns, doorbells, wakeups, age_ns;
+};
+
+/* Latency distribution of the worker, ns. */
+struct gemmd_percentiles {
+    uint64_t count, p50, p90, p99, p999, max;
+};
+
+struct gemmd_stats {
+    /* the worker's, since its start */
+    uint64_t jobs, jobs_failed, rows, macs, exec_ns, turns, sleeps, doorbells, wakes, syscalls;
+    uint64_t rescues, sessions_opened, sessions_closed, sessions_violated;
+    uint64_t layers_created, layers_attached;
+    struct gemmd_percentiles queue, exec;
+    /* this session's own, counted in this process */
+    uint64_t session_jobs, session_doorbells, session_sleeps, session_syscalls;
+};
+
+/* All three block; 0 or -errno as gemmd_layer_open. */
+GEMMD_API int gemmd_get_info(struct gemmd *session, struct gemmd_info *out);
+/* The index-th of the worker's layers or sessions; -ENOENT past the last. Sessions of other users
+ * are shown to root and to the worker's own user only (others get their own alone). */
+GEMMD_API int gemmd_get_layer_info(struct gemmd *session, uint32_t index,
+                                   struct gemmd_layer_info *out);
+GEMMD_API int gemmd_get_session_info(struct gemmd *session, uint32_t index,
+                                     struct gemmd_session_info *out);
+/* Blocks in the first call of a session only; then it reads the shared counters page. */
+GEMMD_API int gemmd_get_stats(struct gemmd *session, struct gemmd_stats *out);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,167 @@
+/*
+ * Inside libgemmd.  A session belongs to one thread at a time, so nothing here is locked.  Names
+ * carry the prefix although they are hidden: the library is also linked statically into strangers.
+ */
+#ifndef GEMMD_CLIENT_INTERNAL_H
+#define GEMMD_CLIENT_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "client/gemmd.h"
+#include "proto/control.h"
+#include "proto/ring.h"
+#include "proto/stats.h"
+#include "proto/status.h"
+
+/* sockaddr_un.sun_path. */
+#define GEMMD_SOCKET_BYTES 108
+#define GEMMD_TEXT_BYTES   512
+
+/* What is known of a job in flight.  A submission carries (tag << 32 | slot index) as its
+ * user_data, so that a completion that was not earned is recognised, whatever the worker writes. */
+struct gemmd_slot {
+    uint64_t user_data; /* the caller's */
+    uint32_t tag;       /* differs between uses of the slot; 0: free */
+};
+
+/* A piece of the arena, free or given out. */
+struct gemmd_block {
+    struct gemmd_block *next; /* free: the next higher one; given out: of the same bucket */
+    uint64_t offset, bytes;
+};
+
+#define GEMMD_BLOCK_BUCKETS 256
+#define GEMMD_BLOCK_CHUNK   64
+
+/* Blocks are made in chunks, which live as long as the session. */
+struct gemmd_block_chunk {
+    struct gemmd_block_chunk *next;
+    struct gemmd_block blocks[GEMMD_BLOCK_CHUNK];
+};
+
+struct gemmd_arena {
+    uint8_t *memory; /* NULL: control only */
+    uint64_t bytes, bytes_free;
+    struct gemmd_block *free;  /* by address, neighbours always joined */
+    struct gemmd_block *spare; /* blocks that describe nothing */
+    struct gemmd_block *given[GEMMD_BLOCK_BUCKETS];
+    struct gemmd_block_chunk *chunks;
+};
+
+struct gemmd_layer {
+    struct gemmd_layer *next; /* of the session */
+    struct gemmd *session;
+    uint32_t id, gen;
+    struct gemmd_layer_desc_abi desc;
+    uint64_t bytes_new;
+};
+
+struct gemmd {
+    /* Read on each call. */
+    unsigned generation; /* of the process that opened it: gemmd_generation */
+    bool lost;           /* the worker is gone or not to be trusted; nothing more is sent */
+    bool unflushed;      /* jobs were submitted since the doorbell word was last read */
+    bool control_only;
+    struct gemmd_ring_end sq, cq;
+    uint32_t entries, in_flight;
+    struct gemmd_slot *slots;
+    uint32_t *slots_free; /* a stack of `entries - in_flight` indices */
+    uint32_t next_tag;
+    uint32_t last_rung, wake_epoch;
+    struct gemmd_client_line *client_line;
+    const struct gemmd_doorbell_line *doorbell;
+    const struct gemmd_worker_line *worker_line;
+    struct gemmd_arena arena;
+    /* gemmd_poll's watch over a silent worker */
+    uint32_t polls_empty;
+    uint64_t silent_since_ns;
+    uint64_t spin_ns;
+    uint64_t jobs, doorbells, sleeps, syscalls; /* for gemmd_stats */
+
+    /* Control. */
+    int fd, kick_fd;
+    int timeout_ms;
+    uint32_t serial;
+    bool debug;
+    void *c2w, *w2c;
+    uint64_t c2w_bytes, w2c_bytes;
+    const struct gemmd_stats_page *stats; /* NULL until asked for */
+    uint64_t stats_bytes;
+    struct gemmd_layer *layers;
+    struct gemmd_options options; /* as given; `socket` is not used */
+    char socket[GEMMD_SOCKET_BYTES];
+    char text[GEMMD_TEXT_BYTES];
+};
+
+/* ---- client.c -------------------------------------------------------------------------------- */
+
+/* Grows in each child after fork(): a session whose generation differs is the parent's. */
+extern unsigned gemmd_generation;
+
+/* Notes the text of a failure and gives `error` back. */
+int gemmd_fail(struct gemmd *session, int error, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* 0; -EOWNERDEAD in a child; -ECONNRESET once the worker is gone. */
+int gemmd_check(struct gemmd *session);
+
+/* From here on nothing is expected of the worker. -ECONNRESET; an earlier reason's text stays. */
+int gemmd_lose(struct gemmd *session, const char *reason);
+
+uint64_t gemmd_now_ns(void);
+
+static inline bool gemmd_is_ours(const struct gemmd *session)
+{
+    return session->generation == gemmd_generation;
+}
+
+/* ---- call.c: control messages ---------------------------------------------------------------- */
+
+/* One request and its reply: `request` starts with a header whose type is set; `reply` takes
+ * exactly reply_bytes.  Up to fd_count descriptors go to `fds` (-1: none came), others are
+ * closed.  0; -errno of the reply's status, whose text is noted then; -ETIMEDOUT, -ECONNRESET,
+ * -EPROTO.  *status (NULL: not wanted) is the reply's, OK when none came. */
+int gemmd_call(struct gemmd *session, void *request, size_t request_bytes, void *reply,
+               size_t reply_bytes, int *fds, unsigned fd_count, uint64_t deadline_ns,
+               enum gemmd_status *status);
+
+/* Without descriptors, within the session's timeout, for a live session. */
+int gemmd_ask(struct gemmd *session, void *request, size_t request_bytes, void *reply,
+              size_t reply_bytes, enum gemmd_status *status);
+
+/* False when the connection is closed: one system call, which is counted. */
+bool gemmd_is_connected(struct gemmd *session);
+
+/* ---- handshake.c ----------------------------------------------------------------------------- */
+
+/* Connects to the worker at `path` and makes the session live.  `uid`: the user it must run as (or
+ * root); -1: any.  On failure the session is as before.  Results of gemmd_connect. */
+int gemmd_open_at(struct gemmd *session, const char *path, long uid, uint64_t deadline_ns);
+
+/* Maps a descriptor of at least `bytes` whose size is sealed; it stays the caller's.  `out` is the
+ * address of a pointer of any type, written on success.  0, -EPROTO or -ENOMEM. */
+int gemmd_map(struct gemmd *session, int fd, uint64_t bytes, int protection, const char *what,
+              void *out);
+
+/* Unmaps and closes what gemmd_open_at made. In a child the descriptors only. */
+void gemmd_disconnect(struct gemmd *session);
+
+/* ---- autostart.c ----------------------------------------------------------------------------- */
+
+/* Opens the session at the first worker that answers, or at one it starts. */
+int gemmd_find_worker(struct gemmd *session, uint64_t deadline_ns);
+
+/* ---- buffer.c -------------------------------------------------------------------------------- */
+
+/* 0 or -ENOMEM; arena->memory and bytes are set. */
+int gemmd_arena_init(struct gemmd_arena *arena);
+void gemmd_arena_fini(struct gemmd_arena *arena);
+
+/* ---- complete.c ------------------------------------------------------------------------------ */
+
+/* The table of jobs for `entries`, a power of two.  0 or -ENOMEM. */
+int gemmd_slots_init(struct gemmd *session, uint32_t entries);
+
+#endif

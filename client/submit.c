@@ -1,0 +1,129 @@
+/*
+ * Submitting: each job is copied into the next slot of the ring.  No system call but gemmd_flush's
+ * one write, and that only when the worker's doorbell word asks for it (edge D of proto/ring.h).
+ */
+#include "client/internal.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proto/validate.h"
+
+void gemmd_job_init(struct gemmd_job *job, struct gemmd_layer *layer, uint32_t m, const void *a,
+                    void *c)
+{
+    *job = (struct gemmd_job){.layer = layer, .m = m, .a = a, .c = c};
+    if (!layer)
+        return;
+    job->a_stride_bytes = layer->desc.k * gemmd_abi_type_bytes(layer->desc.a_type);
+    job->c_stride_bytes = layer->desc.n * gemmd_abi_type_bytes(layer->desc.c_type);
+}
+
+/* NULL, or what is wrong.  Only what the worker cannot see is checked here; the rest it must check
+ * anyway, and answers with a status. */
+static const char *find_fault(const struct gemmd *session, const struct gemmd_job *job,
+                              uint64_t a_offset, uint64_t c_offset)
+{
+    if (!job->layer || job->layer->session != session)
+        return "layer: NULL, or of another session";
+    if (job->reserved[0] || job->reserved[1])
+        return "reserved: must be 0; call gemmd_job_init";
+    if (job->m && a_offset >= session->arena.bytes)
+        return "a: not in a buffer of this session; see gemmd_buffer_alloc";
+    if (job->m && c_offset >= session->arena.bytes)
+        return "c: not in a buffer of this session; see gemmd_buffer_alloc";
+    return NULL;
+}
+
+static uint64_t offset_of(const struct gemmd *session, const void *pointer)
+{
+    return (uint64_t)((uintptr_t)pointer - (uintptr_t)session->arena.memory);
+}
+
+/* Takes a slot of the table and one of the ring; there is one of each. */
+static void push(struct gemmd *session, const struct gemmd_job *job, uint64_t a_offset,
+                 uint64_t c_offset)
+{
+    uint32_t index = session->slots_free[session->entries - session->in_flight - 1];
+    struct gemmd_slot *slot = &session->slots[index];
+    struct gemmd_sqe sqe = {
+        .op = GEMMD_OP_GEMM,
+        .m = job->m,
+        .layer_id = job->layer->id,
+        .layer_gen = job->layer->gen,
+        .a_offset = a_offset,
+        .c_offset = c_offset,
+        .a_stride_bytes = job->a_stride_bytes,
+        .c_stride_bytes = job->c_stride_bytes,
+    };
+
+    if (++session->next_tag == 0)
+        session->next_tag = 1;
+    slot->tag = session->next_tag;
+    slot->user_data = job->user_data;
+    sqe.user_data = (uint64_t)slot->tag << 32 | index;
+    session->in_flight++;
+    gemmd_sq_push(&session->sq, &sqe);
+}
+
+/* Before the first job of a call. */
+static int check_submit(struct gemmd *session)
+{
+    if (!gemmd_is_ours(session) || session->lost)
+        return gemmd_check(session);
+    if (session->control_only)
+        return gemmd_fail(session, -EINVAL, "submit: a control-only session has no rings");
+    if (gemmd_load_acquire(&session->worker_line->state) != GEMMD_WORKER_RUNNING)
+        return gemmd_fail(session, -ECONNRESET, "the worker at %s is shutting down; reap what is "
+                          "in flight, then connect again", session->socket);
+    return 0;
+}
+
+int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, unsigned count)
+{
+    unsigned taken = 0;
+    int error = check_submit(session);
+
+    if (error < 0)
+        return error;
+    /* The table has as many slots as either ring: a full one means that jobs are to be reaped. */
+    for (; taken < count && taken < INT32_MAX && session->in_flight < session->entries; taken++) {
+        const struct gemmd_job *job = &jobs[taken];
+        uint64_t a_offset = offset_of(session, job->a), c_offset = offset_of(session, job->c);
+        const char *fault = find_fault(session, job, a_offset, c_offset);
+
+        if (fault && taken == 0)
+            return gemmd_fail(session, -EINVAL, "%s", fault);
+        if (fault)
+            break;
+        push(session, job, job->m ? a_offset : 0, job->m ? c_offset : 0);
+    }
+    session->jobs += taken;
+    session->unflushed |= taken != 0;
+    return (int)taken;
+}
+
+int gemmd_flush(struct gemmd *session)
+{
+    const uint64_t one = 1;
+    int error;
+
+    if (!gemmd_is_ours(session) || session->lost || session->control_only) {
+        error = gemmd_check(session);
+        return error < 0 ? error : 0;
+    }
+    /* Without new jobs the last look still holds: a worker that armed its doorbell since has looked
+     * at the ring after that. */
+    if (!session->unflushed)
+        return 0;
+    session->unflushed = false;
+    if (!gemmd_doorbell_wanted(session->doorbell, &session->last_rung))
+        return 0;
+    session->doorbells++;
+    session->syscalls++;
+    /* EAGAIN: the counter is full, so it is readable, and that is all that was wanted. */
+    while (write(session->kick_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+        session->syscalls++;
+    return 1;
+}

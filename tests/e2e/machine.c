@@ -1,0 +1,217 @@
+/* Reads of /proc and /sys; a file that cannot be read fails the test, it is never "0". */
+#include "tests/e2e/machine.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/harness.h"
+
+#define NR_HUGEPAGES   "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+#define FREE_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"
+
+uint64_t machine_now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+unsigned machine_cpus(void)
+{
+    cpu_set_t cpus;
+
+    REQUIRE(sched_getaffinity(0, sizeof(cpus), &cpus) == 0);
+    return (unsigned)CPU_COUNT(&cpus);
+}
+
+void machine_skip_unless_cpus(unsigned count)
+{
+    if (machine_cpus() < count)
+        harness_skip("needs %u CPUs, has %u", count, machine_cpus());
+}
+
+void machine_skip_unless_root(void)
+{
+    if (geteuid() != 0)
+        harness_skip("needs root");
+}
+
+unsigned machine_fds(pid_t pid)
+{
+    char path[64];
+    unsigned count = 0;
+    DIR *directory;
+
+    snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+    directory = opendir(path);
+    REQUIRE(directory != NULL);
+    for (const struct dirent *entry; (entry = readdir(directory)) != NULL;)
+        count += entry->d_name[0] != '.';
+    closedir(directory);
+    return pid == getpid() ? count - 1 : count; /* the directory's own */
+}
+
+unsigned machine_fds_settled(pid_t pid)
+{
+    unsigned count = machine_fds(pid), same = 0;
+
+    while (same < 10) {
+        unsigned now;
+
+        usleep(1000);
+        now = machine_fds(pid);
+        same = now == count ? same + 1 : 0;
+        count = now;
+    }
+    return count;
+}
+
+unsigned machine_mappings(pid_t pid, const char *text)
+{
+    char path[64], line[512];
+    unsigned count = 0;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
+    file = fopen(path, "re");
+    REQUIRE(file != NULL);
+    while (fgets(line, sizeof(line), file))
+        count += strstr(line, text) != NULL;
+    fclose(file);
+    return count;
+}
+
+/* Fields of a /proc stat file after the command's closing bracket. */
+static void read_stat(const char *path, char *state, uint64_t *ticks)
+{
+    unsigned long user = 0, system = 0;
+    char text[1024];
+    const char *rest;
+    FILE *file = fopen(path, "re");
+
+    *state = '?';
+    *ticks = 0;
+    if (!file)
+        return; /* a thread that has just ended */
+    if (!fgets(text, sizeof(text), file))
+        text[0] = '\0';
+    fclose(file);
+    rest = strrchr(text, ')');
+    REQUIRE(rest != NULL);
+    REQUIRE(sscanf(rest + 2, "%c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", state, &user,
+                   &system) == 3);
+    *ticks = user + system;
+}
+
+uint64_t machine_cpu_ticks(pid_t pid)
+{
+    char path[64], state;
+    uint64_t ticks;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    read_stat(path, &state, &ticks);
+    REQUIRE(state != '?');
+    return ticks;
+}
+
+static bool is_asleep(pid_t pid)
+{
+    char path[64], file_path[sizeof(path) + 300], state = '?';
+    uint64_t ticks;
+    bool asleep = true;
+    DIR *directory;
+
+    snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+    directory = opendir(path);
+    REQUIRE(directory != NULL);
+    for (const struct dirent *entry; (entry = readdir(directory)) != NULL;) {
+        if (entry->d_name[0] == '.')
+            continue;
+        snprintf(file_path, sizeof(file_path), "%s/%s/stat", path, entry->d_name);
+        read_stat(file_path, &state, &ticks);
+        asleep &= state == 'S';
+    }
+    closedir(directory);
+    return asleep;
+}
+
+bool machine_wait_asleep(pid_t pid, int timeout_ms)
+{
+    uint64_t deadline_ns = machine_now_ns() + (uint64_t)timeout_ms * 1000000;
+    unsigned in_a_row = 0;
+
+    while (in_a_row < 10 && machine_now_ns() < deadline_ns) {
+        in_a_row = is_asleep(pid) ? in_a_row + 1 : 0;
+        usleep(1000);
+    }
+    return in_a_row >= 10;
+}
+
+static long hugepages_before = -1;
+static int hugepages_lock = -1;
+
+static long read_hugepages(const char *path)
+{
+    long value = -1;
+    FILE *file = fopen(path, "re");
+
+    if (!file)
+        return -1;
+    if (fscanf(file, "%ld", &value) != 1)
+        value = -1;
+    fclose(file);
+    return value;
+}
+
+static void write_hugepages(long count)
+{
+    FILE *file = fopen(NR_HUGEPAGES, "we");
+
+    if (!file)
+        return;
+    fprintf(file, "%ld\n", count);
+    fclose(file);
+}
+
+bool machine_set_hugepages(long count)
+{
+    if (access(NR_HUGEPAGES, W_OK) < 0)
+        return false;
+    if (hugepages_lock < 0) {
+        hugepages_lock = open(NR_HUGEPAGES, O_RDONLY | O_CLOEXEC);
+        REQUIRE(hugepages_lock >= 0 && flock(hugepages_lock, LOCK_EX) == 0);
+        hugepages_before = read_hugepages(NR_HUGEPAGES);
+    }
+    write_hugepages(count);
+    return read_hugepages(NR_HUGEPAGES) == count && read_hugepages(FREE_HUGEPAGES) == count;
+}
+
+void machine_restore_hugepages(void)
+{
+    if (hugepages_lock < 0)
+        return;
+    write_hugepages(hugepages_before);
+    close(hugepages_lock);
+    hugepages_lock = -1;
+}
+
+bool machine_is_sanitized(void)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    return true;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+    return true;
+#else
+    return false;
+#endif
+#else
+    return false;
+#endif
+}

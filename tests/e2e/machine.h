@@ -1,0 +1,42 @@
+/* What a test asks of the machine and of /proc. */
+#ifndef GEMMD_TESTS_E2E_MACHINE_H
+#define GEMMD_TESTS_E2E_MACHINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* CLOCK_MONOTONIC. */
+uint64_t machine_now_ns(void);
+
+/* CPUs this process may run on. */
+unsigned machine_cpus(void);
+
+/* Each ends the test as skipped, with the reason, unless the machine has it. */
+void machine_skip_unless_cpus(unsigned count);
+void machine_skip_unless_root(void);
+
+/* Open file descriptors of a process. */
+unsigned machine_fds(pid_t pid);
+
+/* The same once it has stayed for 10 ms: sessions of a moment ago have been closed. */
+unsigned machine_fds_settled(pid_t pid);
+
+/* Lines of /proc/PID/maps that hold `text`: mappings of a segment. */
+unsigned machine_mappings(pid_t pid, const char *text);
+
+/* CPU time of a process, all threads, in clock ticks of 10 ms (sysconf(_SC_CLK_TCK)). */
+uint64_t machine_cpu_ticks(pid_t pid);
+
+/* Waits until the process has slept (state S in every thread) for 10 ms; false after timeout_ms. */
+bool machine_wait_asleep(pid_t pid, int timeout_ms);
+
+/* Reserves exactly `count` huge pages of 2 MiB, all free, until machine_restore_hugepages; test
+ * programs that do so take turns.  False: cannot be done here (not root, no memory, in use). */
+bool machine_set_hugepages(long count);
+void machine_restore_hugepages(void);
+
+/* True in a build with a sanitizer, where times and memory are another program's. */
+bool machine_is_sanitized(void);
+
+#endif

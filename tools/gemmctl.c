@@ -1,0 +1,254 @@
+/*
+ * gemmctl: shows what a running worker holds and has done.  It opens a control-only session (no
+ * rings, no arena) and never starts a worker: asking must not change what is asked about.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sysexits.h>
+
+#include "tools/gemmctl.h"
+
+struct gemmctl {
+    const char *socket;
+    bool json;
+    struct gemmd *session;
+};
+
+struct command {
+    const char *name;
+    int (*run)(struct gemmctl *ctl); /* 0 or -errno */
+};
+
+static const char usage_text[] =
+    "usage: gemmctl [--socket PATH] [--json] info|layers|sessions|stats\n"
+    "  info      the worker: node, CPUs, kernel, event loop, weight pool by page size\n"
+    "  layers    the layers it holds\n"
+    "  sessions  its sessions (of all users only for root and the worker's own user)\n"
+    "  stats     counters and latency percentiles since its start\n"
+    "  --socket PATH  the worker's socket (default: $GEMMD_SOCKET, else this user's worker,\n"
+    "                 else the system's)\n"
+    "  --json         exact numbers as JSON\n"
+    "  --version, --help\n"
+    "exit status: 0 ok, 64 usage, 69 no worker answers, 70 internal\n";
+
+const char *gemmctl_type_name(enum gemmd_type type)
+{
+    switch (type) {
+    case GEMMD_TYPE_U8:
+        return "u8";
+    case GEMMD_TYPE_S8:
+        return "s8";
+    case GEMMD_TYPE_S32:
+        return "s32";
+    case GEMMD_TYPE_F32:
+        return "f32";
+    case GEMMD_TYPE_NONE:
+        break;
+    }
+    return "none";
+}
+
+/* ---- commands -------------------------------------------------------------------------------- */
+
+static int run_info(struct gemmctl *ctl)
+{
+    struct gemmd_info info;
+    int error = gemmd_get_info(ctl->session, &info);
+
+    if (error < 0)
+        return error;
+    if (ctl->json)
+        return gemmctl_json_info(&info);
+    gemmctl_text_info(&info);
+    return 0;
+}
+
+/* The list may grow or shrink while it is read: it ends at the first index the worker refuses. */
+static int run_layers(struct gemmctl *ctl)
+{
+    struct gemmd_layer_info *layers = NULL;
+    size_t count = 0, capacity = 0;
+    int error;
+
+    for (;;) {
+        if (count == capacity) {
+            struct gemmd_layer_info *grown;
+
+            capacity = capacity ? 2 * capacity : 64;
+            grown = realloc(layers, capacity * sizeof(*layers));
+            if (!grown) {
+                error = -ENOMEM;
+                goto done;
+            }
+            layers = grown;
+        }
+        error = gemmd_get_layer_info(ctl->session, (uint32_t)count, &layers[count]);
+        if (error < 0)
+            break;
+        count++;
+    }
+    if (error != -ENOENT)
+        goto done;
+    error = 0;
+    if (ctl->json)
+        error = gemmctl_json_layers(layers, count);
+    else
+        gemmctl_text_layers(layers, count);
+done:
+    free(layers);
+    return error;
+}
+
+static int run_sessions(struct gemmctl *ctl)
+{
+    struct gemmd_session_info *sessions = NULL;
+    size_t count = 0, capacity = 0;
+    int error;
+
+    for (;;) {
+        if (count == capacity) {
+            struct gemmd_session_info *grown;
+
+            capacity = capacity ? 2 * capacity : 64;
+            grown = realloc(sessions, capacity * sizeof(*sessions));
+            if (!grown) {
+                error = -ENOMEM;
+                goto done;
+            }
+            sessions = grown;
+        }
+        error = gemmd_get_session_info(ctl->session, (uint32_t)count, &sessions[count]);
+        if (error < 0)
+            break;
+        count++;
+    }
+    if (error != -ENOENT)
+        goto done;
+    error = 0;
+    if (ctl->json)
+        error = gemmctl_json_sessions(sessions, count);
+    else
+        gemmctl_text_sessions(sessions, count);
+done:
+    free(sessions);
+    return error;
+}
+
+static int run_stats(struct gemmctl *ctl)
+{
+    struct gemmd_stats stats;
+    int error = gemmd_get_stats(ctl->session, &stats);
+
+    if (error < 0)
+        return error;
+    if (ctl->json)
+        return gemmctl_json_stats(&stats);
+    gemmctl_text_stats(&stats);
+    return 0;
+}
+
+static const struct command commands[] = {
+    {"info", run_info},
+    {"layers", run_layers},
+    {"sessions", run_sessions},
+    {"stats", run_stats},
+};
+
+static const struct command *find_command(const char *name)
+{
+    for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+        if (strcmp(commands[i].name, name) == 0)
+            return &commands[i];
+    return NULL;
+}
+
+/* ---- main ------------------------------------------------------------------------------------ */
+
+/* Prints the failure of `session` (NULL: of gemmd_connect) and gives the exit status. */
+static int fail(const struct gemmd *session, int error)
+{
+    const char *text = gemmd_error_text(session);
+
+    fprintf(stderr, "gemmctl: %s\n", *text ? text : gemmd_strerror(error));
+    switch (error) {
+    case -ECONNREFUSED:
+    case -ECONNRESET:
+    case -EACCES:
+    case -ETIMEDOUT:
+    case -EAGAIN:
+    case -EPROTO:
+    case -EPROTONOSUPPORT:
+        return EX_UNAVAILABLE;
+    default:
+        return EX_SOFTWARE;
+    }
+}
+
+static int run_command(struct gemmctl *ctl, const struct command *command)
+{
+    struct gemmd_options options;
+    int error, status = EX_OK;
+
+    gemmd_options_init(&options);
+    options.socket = ctl->socket;
+    options.autostart = 0;
+    options.control_only = 1;
+    error = gemmd_connect(&options, &ctl->session);
+    if (error < 0)
+        return fail(NULL, error);
+    error = command->run(ctl);
+    if (error < 0)
+        status = fail(ctl->session, error);
+    gemmd_close(&ctl->session);
+    if (status == EX_OK && (fflush(stdout) != 0 || ferror(stdout))) {
+        fprintf(stderr, "gemmctl: cannot write the output: %s\n", strerror(errno));
+        status = EX_SOFTWARE;
+    }
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option long_options[] = {
+        {"socket", required_argument, NULL, 's'}, {"json", no_argument, NULL, 'j'},
+        {"version", no_argument, NULL, 'v'},      {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
+    };
+    struct gemmctl ctl = {0};
+    const struct command *command;
+    int option;
+
+    while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        switch (option) {
+        case 's':
+            ctl.socket = optarg;
+            break;
+        case 'j':
+            ctl.json = true;
+            break;
+        case 'v':
+            printf("gemmctl %s\n", gemmd_version());
+            return EX_OK;
+        case 'h':
+            fputs(usage_text, stdout);
+            return EX_OK;
+        default:
+            fputs(usage_text, stderr);
+            return EX_USAGE;
+        }
+    }
+    if (argc - optind != 1) {
+        fprintf(stderr, "gemmctl: exactly one command is needed\n%s", usage_text);
+        return EX_USAGE;
+    }
+    command = find_command(argv[optind]);
+    if (!command) {
+        fprintf(stderr, "gemmctl: unknown command '%s'\n%s", argv[optind], usage_text);
+        return EX_USAGE;
+    }
+    return run_command(&ctl, command);
+}

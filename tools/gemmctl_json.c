@@ -1,0 +1,121 @@
+/*
+ * gemmctl's JSON: the public structs field by field, keys equal to the field names of
+ * client/gemmd.h, so that the header documents both.  json_pack returns NULL only without memory.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+
+#include "tools/gemmctl.h"
+
+/* JSON integers are signed 64-bit in jansson; no counter gets near 2^63. */
+#define INT(value) ((json_int_t)(value))
+
+/* Consumes `value`. */
+static int print_json(json_t *value)
+{
+    int failed;
+
+    if (!value)
+        return -ENOMEM;
+    failed = json_dumpf(value, stdout, JSON_INDENT(2));
+    json_decref(value);
+    putchar('\n');
+    return failed && !ferror(stdout) ? -ENOMEM : 0;
+}
+
+int gemmctl_json_info(const struct gemmd_info *info)
+{
+    return print_json(json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:s, s:I, s:I, s:I,"
+        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s}",
+        "worker_version", info->worker_version, "socket", info->socket, "pid", INT(info->pid),
+        "node", INT(info->node), "cpu_count", INT(info->cpu_count), "dispatcher_cpu",
+        INT(info->dispatcher_cpu), "level", info->level, "kernel", info->kernel, "event_level",
+        info->event_level, "uptime_ns", INT(info->uptime_ns), "session_count",
+        INT(info->session_count), "layer_count", INT(info->layer_count), "pool_bytes",
+        INT(info->pool_bytes), "pool_bytes_used", INT(info->pool_bytes_used), "pool_bytes_limit",
+        INT(info->pool_bytes_limit), "pool_bytes_1g", INT(info->pool_bytes_1g), "pool_bytes_2m",
+        INT(info->pool_bytes_2m), "pool_bytes_thp", INT(info->pool_bytes_thp), "pool_bytes_4k",
+        INT(info->pool_bytes_4k), "pool_bytes_on_node", INT(info->pool_bytes_on_node),
+        "arena_bytes", INT(info->arena_bytes), "lost", info->lost));
+}
+
+static json_t *layer_json(const struct gemmd_layer_info *layer)
+{
+    char content_id[33];
+
+    snprintf(content_id, sizeof(content_id), "%016" PRIx64 "%016" PRIx64, layer->content_id[0],
+             layer->content_id[1]);
+    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "name",
+                     layer->name, "content_id", content_id, "n", INT(layer->n), "k",
+                     INT(layer->k), "a_type", gemmctl_type_name(layer->a_type), "c_type",
+                     gemmctl_type_name(layer->c_type), "weight_bytes", INT(layer->weight_bytes),
+                     "page_bytes", INT(layer->page_bytes), "node", INT(layer->node), "references",
+                     INT(layer->references), "jobs", INT(layer->jobs), "rows", INT(layer->rows),
+                     "kernel", layer->kernel);
+}
+
+static json_t *session_json(const struct gemmd_session_info *session)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+                     "session_id", INT(session->session_id), "pid", INT(session->pid), "uid",
+                     INT(session->uid), "ring_entries", INT(session->ring_entries), "layers",
+                     INT(session->layers), "state", session->state, "arena_bytes",
+                     INT(session->arena_bytes), "jobs", INT(session->jobs), "jobs_failed",
+                     INT(session->jobs_failed), "rows", INT(session->rows), "exec_ns",
+                     INT(session->exec_ns), "doorbells", INT(session->doorbells), "wakeups",
+                     INT(session->wakeups), "age_ns", INT(session->age_ns));
+}
+
+int gemmctl_json_layers(const struct gemmd_layer_info *layers, size_t count)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < count; i++)
+        if (json_array_append_new(list, layer_json(&layers[i])) < 0) {
+            json_decref(list);
+            return -ENOMEM;
+        }
+    return print_json(json_pack("{s:o}", "layers", list));
+}
+
+int gemmctl_json_sessions(const struct gemmd_session_info *sessions, size_t count)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < count; i++)
+        if (json_array_append_new(list, session_json(&sessions[i])) < 0) {
+            json_decref(list);
+            return -ENOMEM;
+        }
+    return print_json(json_pack("{s:o}", "sessions", list));
+}
+
+static json_t *percentiles_json(const struct gemmd_percentiles *values)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "count", INT(values->count), "p50",
+                     INT(values->p50), "p90", INT(values->p90), "p99", INT(values->p99), "p999",
+                     INT(values->p999), "max", INT(values->max));
+}
+
+int gemmctl_json_stats(const struct gemmd_stats *stats)
+{
+    double jobs = (double)stats->jobs, doorbells = (double)stats->doorbells;
+
+    return print_json(json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
+        " s:o, s:o, s:f, s:f}",
+        "jobs", INT(stats->jobs), "jobs_failed", INT(stats->jobs_failed), "rows",
+        INT(stats->rows), "macs", INT(stats->macs), "exec_ns", INT(stats->exec_ns), "turns",
+        INT(stats->turns), "sleeps", INT(stats->sleeps), "doorbells", INT(stats->doorbells),
+        "wakes", INT(stats->wakes), "syscalls", INT(stats->syscalls), "rescues",
+        INT(stats->rescues), "sessions_opened", INT(stats->sessions_opened), "sessions_closed",
+        INT(stats->sessions_closed), "sessions_violated", INT(stats->sessions_violated),
+        "layers_created", INT(stats->layers_created), "layers_attached",
+        INT(stats->layers_attached), "queue", percentiles_json(&stats->queue), "exec",
+        percentiles_json(&stats->exec), "syscalls_per_job",
+        stats->jobs ? (double)stats->syscalls / jobs : 0.0, "jobs_per_doorbell",
+        stats->doorbells ? jobs / doorbells : 0.0));
+}

@@ -212,6 +212,28 @@ static void end_half_open(struct control *control, uint64_t now_ns)
     }
 }
 
+/* Once a second, and the trace as often as its ring demands. */
+static void keep_house(struct control *control, uint64_t now_ns)
+{
+    struct gemmd_stats_page *stats = control->config.stats;
+    int mended;
+
+    end_half_open(control, now_ns);
+    if (control->config.trace) {
+        trace_drain(control->config.trace);
+        __atomic_store_n(&stats->trace_lost, trace_lost(control->config.trace), __ATOMIC_RELAXED);
+    }
+    if (now_ns - control->repinned_ns < HOUSEKEEPING_MS * UINT64_C(1000000))
+        return;
+    control->repinned_ns = now_ns;
+    mended = dispatcher_repin(control->config.dispatcher);
+    if (mended > 0)
+        gemmd_counter_add(&stats->repinned, (uint64_t)mended);
+    if (mended != 0)
+        log_warn(LOG_TOPIC_WORKER, mended > 0 ? "threads had lost their CPU: a cpuset changed"
+                                              : "a thread's CPU is offline or forbidden");
+}
+
 /* ---- the thread ------------------------------------------------------------------------------ */
 
 /* False: stop. */
@@ -254,7 +276,8 @@ int control_run(struct control *control)
 
     control->idle_since_ns = clock_now_ns();
     while (run) {
-        int count = epoll_wait(control->epoll_fd, events, EVENTS_MAX, HOUSEKEEPING_MS);
+        int count = epoll_wait(control->epoll_fd, events, EVENTS_MAX,
+                               control->config.trace ? TRACE_DRAIN_MS : HOUSEKEEPING_MS);
         uint64_t now_ns;
 
         if (count < 0 && errno != EINTR)
@@ -262,7 +285,7 @@ int control_run(struct control *control)
         for (int i = 0; i < count && run; i++)
             run = handle_event(control, &events[i]);
         now_ns = clock_now_ns(); /* after the events: no connection is younger than now */
-        end_half_open(control, now_ns);
+        keep_house(control, now_ns);
         if (control->config.idle_exit_ns && control->session_count == 0 &&
             now_ns > control->idle_since_ns &&
             now_ns - control->idle_since_ns > control->config.idle_exit_ns) {

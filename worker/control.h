@@ -19,6 +19,7 @@
 #include "worker/mailbox.h"
 #include "worker/pool.h"
 #include "worker/session.h"
+#include "worker/trace.h"
 
 struct control_config {
     const char *socket;
@@ -36,6 +37,7 @@ struct control_config {
     int stats_fd; /* the same page, to be passed on; sealed */
     int violation_fd;
     const char *lost; /* what start-up had to do without; "" = nothing */
+    struct trace *trace; /* NULL: none */
     bool debug;       /* print each message */
 };
 
@@ -46,7 +48,7 @@ struct control {
     uint32_t session_count;
     uint32_t next_session_id;
     uint64_t worker_epoch; /* differs for each start */
-    uint64_t started_ns, idle_since_ns;
+    uint64_t started_ns, idle_since_ns, repinned_ns;
     uint64_t arena_bytes;   /* of all sessions */
     uint64_t staging_bytes; /* of all open uploads */
 };

@@ -39,6 +39,7 @@ enum option_id {
     OPTION_IDLE_EXIT,
     OPTION_READY_FD,
     OPTION_RING_START,
+    OPTION_NO_COALESCING,
     OPTION_VERSION,
     OPTION_HELP,
 };
@@ -54,6 +55,7 @@ static const struct option long_options[] = {
     {"idle-exit", required_argument, NULL, OPTION_IDLE_EXIT},
     {"ready-fd", required_argument, NULL, OPTION_READY_FD},
     {"ring-start", required_argument, NULL, OPTION_RING_START},
+    {"no-coalescing", no_argument, NULL, OPTION_NO_COALESCING},
     {"version", no_argument, NULL, OPTION_VERSION},
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
@@ -75,10 +77,12 @@ static const char help_text[] =
     "  --idle-exit SECONDS  end when nobody was connected for so long (0: never)\n"
     "  --ready-fd FD        write \"READY\" there once the socket listens\n"
     "  --ring-start N       first index of new rings (0; for tests)\n"
+    "  --no-coalescing      each job alone (to measure what sharing brings)\n"
     "  --version, --help\n"
     "\n"
     "Environment: GEMMD_SOCKET, GEMMD_LOG=level|topic:level[,…], GEMMD_CPU_MASK=level[,…],\n"
-    "GEMMD_EVENT_LEVEL=F0|F1|F2|F3, GEMMD_DEBUG=1, XDG_RUNTIME_DIR.\n";
+    "GEMMD_EVENT_LEVEL=F0|F1|F2|F3, GEMMD_DEBUG=1, GEMMD_TRACE=file,\n"
+    "XDG_RUNTIME_DIR.\n";
 
 static int complain(int exit_code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -234,6 +238,9 @@ static int apply(struct options *out, int id, const char *text)
             return complain(EX_USAGE, "--ring-start %s: give 0 to %u", text, UINT32_MAX);
         out->ring_start = (uint32_t)value;
         return 0;
+    case OPTION_NO_COALESCING:
+        out->no_coalescing = true;
+        return 0;
     case OPTION_VERSION:
     case OPTION_HELP:
         break;
@@ -270,6 +277,7 @@ static int read_environment(struct options *out)
     if (text && *text && strcmp(text, "0") != 0 && strcmp(text, "1") != 0)
         return complain(EX_CONFIG, "GEMMD_DEBUG=%s: give 0 or 1", text);
     out->debug = text && strcmp(text, "1") == 0;
+    out->trace = getenv("GEMMD_TRACE");
     return 0;
 }
 

@@ -108,7 +108,7 @@ static void set_entry(struct control *control, struct session *session, uint32_t
     if (session->attached)
         mailbox_call(control->config.mailbox, &order);
     else /* control only: no dispatcher reads it */
-        session->ring.layers[layer_id] = (struct session_layer){layer, gen};
+        session->ring.layers[layer_id] = (struct session_layer){.layer = layer, .gen = gen};
 }
 
 /* Gives the session a handle of `layer`. */
@@ -355,7 +355,7 @@ static enum gemmd_status handle_sessions(struct control *control, struct session
     reply->uid = (uint32_t)session->uid;
     reply->ring_entries = session->ring_entries;
     reply->arena_bytes = session->arena.bytes;
-    reply->jobs = gemmd_counter_read(&session->ring.jobs);
+    reply->jobs = gemmd_counter_read(&session->ring.jobs_done);
     reply->jobs_failed = gemmd_counter_read(&session->ring.jobs_failed);
     reply->rows = gemmd_counter_read(&session->ring.rows);
     reply->exec_ns = gemmd_counter_read(&session->ring.exec_ns);

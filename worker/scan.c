@@ -196,15 +196,13 @@ static bool is_short(const struct scheduler_scan *scan)
     return scan->index == SCHEDULER_LONG_SCANS;
 }
 
-/* Seats left for a queue's rows. */
-static uint32_t seats(const struct scheduler_scan *scan, const struct scheduler_queue *queue)
+/* Seats left: for a queue that may fill the scan, or for one that may take what is free. */
+static uint32_t seats(const struct scheduler_scan *scan, bool may_fill)
 {
     const struct scheduler_layer *layer = scan->layer;
     uint32_t limit = is_short(scan) ? layer->rows_short : layer->rows_cap;
 
-    if (queue != scan->leader &&
-        (queue->account->credit_ns <= 0 || queue->class > scan->leader->class) &&
-        limit > layer->rows_free)
+    if (!may_fill && limit > layer->rows_free)
         limit = layer->rows_free;
     return limit > scan->rows ? limit - scan->rows : 0;
 }
@@ -238,13 +236,14 @@ static bool visit(struct scheduler *scheduler, struct scheduler_scan *scan,
 {
     struct scheduler_job *job =
         LIST_ENTRY(list_first(&flow->jobs), struct scheduler_job, in_flow);
+    const struct scheduler_queue *queue = scheduler_queue_of(job);
     uint32_t part = scan->layer->rows_cap / PARTS, rows;
 
     if (scheduler_has_expired(job, now_ns)) {
         scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
         return true;
     }
-    rows = seats(scan, scheduler_queue_of(job));
+    rows = seats(scan, queue->account->credit_ns > 0 && queue->class <= scan->leader->class);
     if (rows == 0)
         return false;
     if (part < scan->layer->tile_rows)
@@ -297,7 +296,7 @@ static void board_turn(struct scheduler *scheduler, struct scheduler_scan *scan,
     if (!link)
         return;
     job = LIST_ENTRY(link, struct scheduler_job, in_queue);
-    rows = seats(scan, queue);
+    rows = seats(scan, true);
     if (job->flow->layer != scan->layer || rows == 0 || scheduler_has_expired(job, now_ns))
         return;
     if (queue->class < scan->leader->class)

@@ -115,6 +115,7 @@ void scheduler_unlink_job(struct scheduler *scheduler, struct scheduler_job *job
     list_unlink(&job->in_flow);
     if (list_is_empty(&flow->jobs))
         list_unlink(&flow->link);
+    flow->session->waiting--;
     flow->layer->waiting--;
     scheduler->waiting--;
     scheduler_unlink_idle_queue(scheduler, scheduler_queue_of(job));
@@ -148,6 +149,7 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
     list_append(&flow->jobs, &job->in_flow);
     if (!list_is_linked(&flow->link))
         list_append(&flow->layer->flows, &flow->link);
+    flow->session->waiting++;
     flow->layer->waiting++;
     scheduler->waiting++;
     scheduler_link_queue(scheduler, queue);
@@ -235,6 +237,11 @@ static struct scheduler_scan *choose(struct scheduler *scheduler, struct schedul
 
 struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_ns)
 {
+    struct scheduler_scan *short_scan = &scheduler->scans[SCHEDULER_LONG_SCANS];
+
+    /* Cut short by whoever ran it: it holds the only place of its kind. */
+    if (short_scan->layer && scan_prepare(scheduler, short_scan, short_scan->leader, now_ns))
+        return short_scan;
     while (scheduler->linked) {
         struct scheduler_queue *queue;
         struct scheduler_scan *scan;

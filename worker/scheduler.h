@@ -78,7 +78,7 @@ struct scheduler_session {
     struct scheduler_account accounts[2]; /* latency and normal; background */
     struct scheduler_queue queues[SCHEDULER_CLASS_COUNT];
     struct scheduler_user *user;
-    uint32_t in_flight, quota;
+    uint32_t in_flight, quota, waiting; /* jobs */
     uint64_t charged_ns; /* compute so far */
 };
 

@@ -15,34 +15,36 @@
 #include "proto/control.h"
 #include "proto/ring.h"
 #include "proto/status.h"
+#include "worker/histogram.h"
 #include "worker/layers.h"
+#include "worker/scheduler.h"
 #include "worker/segment.h"
 
 /* A layer opened by a session: what layer_id indexes. */
 struct session_layer {
     struct layer *layer; /* NULL: closed */
     uint32_t gen;        /* counts the openings of this entry; never 0 for an open one */
+    struct scheduler_flow flow; /* the dispatcher's */
 };
 
-/* A job being executed: the private, validated copy of its submission. */
+/* A job in flight: the private, validated copy of its submission. */
 struct job {
-    struct gemmd_sqe sqe;
-    struct layer *layer;
-    uint32_t rows_done;
-    uint64_t seen_ns, start_ns;
+    struct scheduler_job scheduled;
+    struct session_ring *ring;
+    struct layer *layer; /* NULL: this entry of the table is free */
+    const uint8_t *a;
+    uint8_t *c;
+    uint32_t a_stride_bytes, c_stride_bytes;
+    uint64_t seen_ns, start_ns; /* start_ns 0: no row has run */
 };
 
-/* Submissions taken from a ring at once: long enough to spread the cost of a turn, short enough
- * that a session waits for at most this many small jobs of each other one. */
+/* Submissions taken from a ring at each turn: long enough to spread the cost of a turn, short
+ * enough that a session waits for at most this many empty jobs of each other one. */
 #define SESSION_BATCH 16
 
 /* The dispatcher's part. */
 struct session_ring {
     struct gemmd_ring_end sq, cq;
-    /* Private copies of submissions seen and not yet started. */
-    struct gemmd_sqe batch[SESSION_BATCH];
-    uint32_t batch_next, batch_count;
-    uint64_t batch_seen_ns; /* 0 when all of them are empty jobs */
     uint32_t cq_head_seen;
     uint32_t doorbell_epoch, last_woken;
     struct gemmd_doorbell_line *doorbell;
@@ -50,15 +52,24 @@ struct session_ring {
     const struct gemmd_client_line *client_line;
     uint8_t *arena;
     uint64_t arena_bytes;
-    struct job job;               /* valid while job.layer */
+    struct scheduler_session scheduled;
+    /* As many as the ring has entries. */
+    struct job *jobs;
+    uint64_t *user_data;     /* by job */
+    uint32_t *jobs_free;     /* a stack */
+    uint32_t jobs_free_count;
     bool hot;                     /* polled each turn; else its doorbell is armed */
     bool used;                    /* had a job since the clock was last read */
     bool stalled;                 /* its completion ring is full: waits for the client to reap */
     bool suspect;                 /* the last sweep found a job here, and no doorbell came since */
+    bool touched;                 /* has completions that its client was not woken for */
+    bool silent;                  /* is being detached: nothing is completed any more */
     uint64_t last_used_ns;
     enum gemmd_status violation;  /* set: to be ended by the control thread */
+    uint32_t trace_id;
     /* counters: gemmd_counter_* */
-    uint64_t jobs, jobs_failed, rows, exec_ns, doorbells, wakeups;
+    uint64_t jobs_done, jobs_failed, rows, exec_ns, doorbells, wakeups, deadline_misses, cancelled;
+    struct histogram queue_histogram, exec_histogram;
     /* Changed by MAILBOX_LAYER only, so the control thread may read it between its orders. */
     struct session_layer layers[GEMMD_SESSION_LAYERS_MAX];
 };
@@ -66,7 +77,7 @@ struct session_ring {
 /* True while submissions were taken from the ring and not all are completed. */
 static inline bool session_ring_is_busy(const struct session_ring *ring)
 {
-    return ring->job.layer || ring->batch_next < ring->batch_count;
+    return ring->scheduled.in_flight != 0;
 }
 
 /* An upload of a layer's image. */

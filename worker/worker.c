@@ -25,6 +25,7 @@
 #include "worker/mailbox.h"
 #include "worker/segment.h"
 #include "worker/topology.h"
+#include "worker/trace.h"
 
 /* About what a wake-up costs in a guest (26-53 us, reference/transport.md): never more than twice
  * the optimum, whatever the gap between jobs. */
@@ -43,6 +44,7 @@ struct worker {
     struct pool *pool;
     struct layers *layers;
     struct mailbox *mailbox;
+    struct trace *trace; /* NULL: none */
     struct dispatcher *dispatcher;
     struct control *control;
     char lost[256]; /* what start-up had to do without, the pool's part excepted; "" = nothing */
@@ -206,15 +208,29 @@ static int open_memory(struct worker *worker)
     return 0;
 }
 
+static int open_trace(struct worker *worker)
+{
+    const char *path = worker->options.trace;
+    int error = path && *path ? trace_open(&worker->trace, path) : 0;
+
+    if (error < 0)
+        log_error(LOG_TOPIC_WORKER, "GEMMD_TRACE=%s: %s", path, strerror(-error));
+    return error < 0 ? EX_CONFIG : 0;
+}
+
 static int open_dispatcher(struct worker *worker)
 {
     struct dispatcher_config config = {.cpu = worker->dispatcher_cpu,
                                        .spin_ns = worker->spin_ns,
                                        .event_level_forced = worker->options.event_level_forced,
                                        .sessions_max = GEMMD_WORKER_SESSIONS_MAX,
+                                       .team_cpus = worker->cpus,
+                                       .alone = worker->options.no_coalescing,
+                                       .trace = worker->trace,
                                        .stats = worker->stats.memory};
     int error;
 
+    CPU_CLR(worker->dispatcher_cpu, &config.team_cpus);
     worker->violation_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     error = worker->violation_fd < 0 ? -errno : mailbox_open(&worker->mailbox);
     if (error == 0) {
@@ -251,6 +267,7 @@ static int open_control(struct worker *worker)
         .stats_fd = worker->stats.fd,
         .violation_fd = worker->violation_fd,
         .lost = worker->lost,
+        .trace = worker->trace,
         .debug = options->debug,
     };
     int error = 0;
@@ -315,6 +332,8 @@ int worker_open(struct worker **out, const struct options *options)
     pin_control_thread(worker); /* before memory is touched: it lands on the node */
     code = open_memory(worker);
     if (code == 0)
+        code = open_trace(worker);
+    if (code == 0)
         code = open_dispatcher(worker);
     if (code == 0)
         code = open_control(worker);
@@ -347,6 +366,7 @@ void worker_close(struct worker **worker_p)
     control_close(&worker->control);
     dispatcher_close(&worker->dispatcher);
     mailbox_close(&worker->mailbox);
+    trace_close(&worker->trace);
     if (worker->violation_fd >= 0)
         close(worker->violation_fd);
     layers_close(&worker->layers);

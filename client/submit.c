@@ -27,8 +27,10 @@ static const char *find_fault(const struct gemmd *session, const struct gemmd_jo
 {
     if (!job->layer || job->layer->session != session)
         return "layer: NULL, or of another session";
-    if (job->reserved[0] || job->reserved[1])
+    if (job->reserved)
         return "reserved: must be 0; call gemmd_job_init";
+    if ((unsigned)job->priority > GEMMD_PRIORITY_BACKGROUND)
+        return "priority: unknown class";
     if (job->m && a_offset >= session->arena.bytes)
         return "a: not in a buffer of this session; see gemmd_buffer_alloc";
     if (job->m && c_offset >= session->arena.bytes)
@@ -42,13 +44,27 @@ static uint64_t offset_of(const struct gemmd *session, const void *pointer)
 }
 
 /* Takes a slot of the table and one of the ring; there is one of each. */
-static void push(struct gemmd *session, const struct gemmd_job *job, uint64_t a_offset,
-                 uint64_t c_offset)
+static void push(struct gemmd *session, struct gemmd_sqe *sqe, uint64_t user_data, bool hidden)
 {
     uint32_t index = session->slots_free[session->entries - session->in_flight - 1];
     struct gemmd_slot *slot = &session->slots[index];
+
+    if (++session->next_tag == 0)
+        session->next_tag = 1;
+    *slot = (struct gemmd_slot){
+        .user_data = user_data, .tag = session->next_tag, .hidden = hidden};
+    sqe->user_data = (uint64_t)slot->tag << 32 | index;
+    session->in_flight++;
+    session->hidden += hidden;
+    gemmd_sq_push(&session->sq, sqe);
+}
+
+static void push_job(struct gemmd *session, const struct gemmd_job *job, uint64_t a_offset,
+                     uint64_t c_offset)
+{
     struct gemmd_sqe sqe = {
         .op = GEMMD_OP_GEMM,
+        .priority = (uint8_t)job->priority,
         .m = job->m,
         .layer_id = job->layer->id,
         .layer_gen = job->layer->gen,
@@ -56,15 +72,10 @@ static void push(struct gemmd *session, const struct gemmd_job *job, uint64_t a_
         .c_offset = c_offset,
         .a_stride_bytes = job->a_stride_bytes,
         .c_stride_bytes = job->c_stride_bytes,
+        .deadline_ns = job->deadline_ns,
     };
 
-    if (++session->next_tag == 0)
-        session->next_tag = 1;
-    slot->tag = session->next_tag;
-    slot->user_data = job->user_data;
-    sqe.user_data = (uint64_t)slot->tag << 32 | index;
-    session->in_flight++;
-    gemmd_sq_push(&session->sq, &sqe);
+    push(session, &sqe, job->user_data, false);
 }
 
 /* Before the first job of a call. */
@@ -97,11 +108,40 @@ int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, unsigned c
             return gemmd_fail(session, -EINVAL, "%s", fault);
         if (fault)
             break;
-        push(session, job, job->m ? a_offset : 0, job->m ? c_offset : 0);
+        push_job(session, job, job->m ? a_offset : 0, job->m ? c_offset : 0);
     }
     session->jobs += taken;
     session->unflushed |= taken != 0;
     return (int)taken;
+}
+
+int gemmd_cancel(struct gemmd *session, uint64_t user_data)
+{
+    uint32_t in_flight = session->in_flight;
+    int asked = 0, error = check_submit(session);
+
+    if (error < 0)
+        return error;
+    for (uint32_t i = 0; i < session->entries && in_flight; i++) {
+        const struct gemmd_slot *slot = &session->slots[i];
+        struct gemmd_sqe sqe = {.op = GEMMD_OP_CANCEL, .target = (uint64_t)slot->tag << 32 | i};
+
+        if (slot->tag == 0)
+            continue;
+        in_flight--; /* the cancels made here come after these */
+        if (slot->hidden || slot->user_data != user_data)
+            continue;
+        if (session->in_flight == session->entries)
+            break;
+        push(session, &sqe, user_data, true);
+        session->unflushed = true;
+        asked++;
+    }
+    if (asked)
+        return asked;
+    return session->in_flight == session->entries
+               ? gemmd_fail(session, -EAGAIN, "cancel: the ring is full; reap completions first")
+               : gemmd_fail(session, -ENOENT, "cancel: no job in flight has that user_data");
 }
 
 int gemmd_flush(struct gemmd *session)

@@ -48,17 +48,17 @@ enum gemmd_op {
 };
 
 /* Classes buy order, not share: worker/README.md. */
-enum gemmd_priority {
-    GEMMD_PRIORITY_NORMAL = 0,
-    GEMMD_PRIORITY_LATENCY = 1,
-    GEMMD_PRIORITY_BACKGROUND = 2,
+enum gemmd_abi_priority {
+    GEMMD_ABI_PRIORITY_NORMAL = 0,
+    GEMMD_ABI_PRIORITY_LATENCY = 1,
+    GEMMD_ABI_PRIORITY_BACKGROUND = 2,
 };
 
 /* A submission: one cache line, one job.  Written by the client, seq last. */
 struct gemmd_sqe {
     uint8_t op;              /*  0: enum gemmd_op */
     uint8_t flags;           /*  1: must be 0 */
-    uint8_t priority;        /*  2: enum gemmd_priority */
+    uint8_t priority;        /*  2: enum gemmd_abi_priority */
     uint8_t reserved0;       /*  3: must be 0 */
     uint32_t m;              /*  4: rows, 0 .. GEMMD_M_MAX */
     uint32_t layer_id;       /*  8: from the layer reply; valid in this session only */

@@ -212,7 +212,7 @@ enum gemmd_status gemmd_validate_job_form(const struct gemmd_sqe *sqe)
                        sqe->c_offset || sqe->a_stride_bytes || sqe->c_stride_bytes
                    ? GEMMD_STATUS_RESERVED
                    : GEMMD_STATUS_OK;
-    if (sqe->priority > GEMMD_PRIORITY_BACKGROUND)
+    if (sqe->priority > GEMMD_ABI_PRIORITY_BACKGROUND)
         return GEMMD_STATUS_PRIORITY;
     if (sqe->m > GEMMD_M_MAX)
         return GEMMD_STATUS_M;

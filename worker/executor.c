@@ -111,9 +111,9 @@ static void complete_done(struct executor *executor, uint64_t now_ns)
 /* ---- submissions ----------------------------------------------------------------------------- */
 
 static const enum scheduler_class classes[] = {
-    [GEMMD_PRIORITY_NORMAL] = SCHEDULER_NORMAL,
-    [GEMMD_PRIORITY_LATENCY] = SCHEDULER_LATENCY,
-    [GEMMD_PRIORITY_BACKGROUND] = SCHEDULER_BACKGROUND,
+    [GEMMD_ABI_PRIORITY_NORMAL] = SCHEDULER_NORMAL,
+    [GEMMD_ABI_PRIORITY_LATENCY] = SCHEDULER_LATENCY,
+    [GEMMD_ABI_PRIORITY_BACKGROUND] = SCHEDULER_BACKGROUND,
 };
 
 /* The layer of a job that may run. */

@@ -338,7 +338,7 @@ static void test_library_refuses(void **state)
     bad.c = (void *)(uintptr_t)bad.a;
     assert_int_equal(gemmd_run(owner, &bad, 10000), -EINVAL);
     bad = jobs[0];
-    bad.reserved[1] = 1;
+    bad.reserved = 1;
     assert_int_equal(gemmd_run(owner, &bad, 10000), -EINVAL);
     assert_int_equal(gemmd_run(owner, &jobs[0], 10000), 0);
     gemmd_buffer_free(owner, a);

@@ -229,7 +229,8 @@ GEMMD_API int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, 
 /* Rings the doorbell if the worker sleeps.  1 a system call was made, 0 none was needed. */
 GEMMD_API int gemmd_flush(struct gemmd *session);
 
-/* Takes up to `capacity` completions without waiting; no system call.  0..capacity.  After the
+/* Takes up to `capacity` completions without waiting; no system call, but for a look at the
+ * connection when nothing in flight has completed for a second.  0..capacity.  After the
  * worker's death every job in flight completes here once with status WORKER_LOST. */
 GEMMD_API int gemmd_poll(struct gemmd *session, struct gemmd_completion *out, unsigned capacity);
 

@@ -11,6 +11,12 @@
 
 #include "worker/scheduler.h"
 
+/* Tests build schedulers with a fault each and show that the simulation finds it; never defined
+ * otherwise. */
+#ifndef SCHEDULER_MUTANT
+#define SCHEDULER_MUTANT 0
+#endif
+
 /* A part of a long job at each visit: an eighth of the seats. */
 #define PARTS 8
 /* Flows passed over at a boarding before it is left at that. */
@@ -182,7 +188,7 @@ void scan_drop_job(struct scheduler *scheduler, struct scheduler_scan *scan,
             scan->rows -= scan->members[i].rows;
         else
             scan->members[kept++] = scan->members[i];
-    if (kept == scan->member_count)
+    if (kept == scan->member_count || SCHEDULER_MUTANT == 4) /* the withdrawn stay on board */
         return;
     scan->member_count = kept;
     scan->changed = true;
@@ -202,7 +208,7 @@ static uint32_t seats(const struct scheduler_scan *scan, bool may_fill)
     const struct scheduler_layer *layer = scan->layer;
     uint32_t limit = is_short(scan) ? layer->rows_short : layer->rows_cap;
 
-    if (!may_fill && limit > layer->rows_free)
+    if (!may_fill && limit > layer->rows_free && SCHEDULER_MUTANT != 3) /* no credit, all seats */
         limit = layer->rows_free;
     return limit > scan->rows ? limit - scan->rows : 0;
 }
@@ -221,7 +227,11 @@ static void board(struct scheduler *scheduler, struct scheduler_scan *scan,
             .job = job,
             .first_row = job->rows_boarded,
             .rows = rows,
+#if SCHEDULER_MUTANT == 2 /* gets off where the scan began, not where it got on */
+            .panels_left = scan->layer->panels - scan->position,
+#else
             .panels_left = scan->layer->panels,
+#endif
         };
     scan->rows += rows;
     scan->changed = true;

@@ -131,7 +131,7 @@ void scheduler_finish(struct scheduler *scheduler, struct scheduler_job *job,
 
 bool scheduler_has_room(const struct scheduler *scheduler, const struct scheduler_session *session)
 {
-    return session->in_flight < session->quota &&
+    return (session->in_flight < session->quota || SCHEDULER_MUTANT == 5) &&
            (session->in_flight < SCHEDULER_RESERVE ||
             session->user->in_flight < scheduler->config.user_quota);
 }
@@ -254,9 +254,7 @@ struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_
             continue;
         }
         queue = LIST_ENTRY(list_first(&scheduler->ready[class]), struct scheduler_queue, link);
-#if SCHEDULER_MUTANT != 2 /* the first in the list stays first */
         move(scheduler, queue);
-#endif
         scan = choose(scheduler, queue, now_ns);
         if (scan && scan_prepare(scheduler, scan, queue, now_ns))
             return scan;

@@ -35,7 +35,7 @@ struct gemmd_histogram {
     X(panels, "passes over a panel of weights")                                                    \
     X(panel_rows, "rows in these passes; panel_rows / panels is the coalescing factor")            \
     X(shared_slices, "slices with jobs of more than one session")                                  \
-    X(team_slices, "slices cut over the compute threads")                                          \
+    X(team_slices, "slices of which other threads than the dispatcher ran a part")                 \
     X(deadline_misses, "jobs not run because their deadline had passed")                           \
     X(cancelled, "jobs ended by a cancel")                                                         \
     X(turns, "turns of the dispatcher's loop")                                                     \

@@ -16,6 +16,9 @@ void gemmctl_text_info(const struct gemmd_info *info);
 void gemmctl_text_layers(const struct gemmd_layer_info *layers, size_t count);
 void gemmctl_text_sessions(const struct gemmd_session_info *sessions, size_t count);
 void gemmctl_text_stats(const struct gemmd_stats *stats);
+/* One line: what happened between the two. */
+void gemmctl_text_watch(const struct gemmd_stats *before, const struct gemmd_stats *now,
+                        unsigned seconds);
 
 /* Each prints one JSON document.  0 or -ENOMEM. */
 int gemmctl_json_info(const struct gemmd_info *info);

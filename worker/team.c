@@ -229,6 +229,7 @@ static void run_alone(const struct team_work *work, struct team_result *out)
 
 void team_run(struct team *team, const struct team_work *work, struct team_result *out)
 {
+    uint64_t others_ns;
     uint32_t claimed;
 
     if (team->member_count == 0 || work->chunk_count < 2 || !work->share) {
@@ -242,11 +243,11 @@ void team_run(struct team *team, const struct team_work *work, struct team_resul
         claimed = work->chunk_count;
     while (atomic_load_explicit(&team->done, memory_order_acquire) != claimed)
         gemmd_cpu_relax();
-    out->compute_ns = out->end_ns - work->start_ns +
-                      atomic_load_explicit(&team->busy_ns, memory_order_relaxed);
+    others_ns = atomic_load_explicit(&team->busy_ns, memory_order_relaxed);
+    out->compute_ns = out->end_ns - work->start_ns + others_ns;
     out->end_ns = clock_now_ns();
     out->chunks = claimed;
-    out->shared = true;
+    out->shared = others_ns != 0;
 }
 
 uint32_t team_size(const struct team *team)

@@ -39,7 +39,7 @@ struct team_result {
     uint32_t chunks;     /* done: the first so many */
     uint64_t compute_ns; /* of all threads */
     uint64_t end_ns;
-    bool shared;
+    bool shared;         /* others than the caller ran some */
 };
 
 /* Starts the threads, each pinned.  0 or -errno; *out is NULL then. */

@@ -182,8 +182,8 @@ GEMMD_API size_t gemmd_arena_bytes_free(const struct gemmd *session);
 
 /* ---- jobs ------------------------------------------------------------------------------------ */
 
-/* Order among jobs that wait: latency before normal before background.  A class buys no more than its
- * session's fair share of the compute; background work counts for a small share only. */
+/* Order among jobs that wait: latency before normal before background.  A class buys no more than
+ * its session's fair share of the compute; background work counts for a small share only. */
 enum gemmd_priority {
     GEMMD_PRIORITY_NORMAL = 0,
     GEMMD_PRIORITY_LATENCY = 1,
@@ -244,9 +244,9 @@ GEMMD_API int gemmd_wait(struct gemmd *session, struct gemmd_completion *out, un
  *   0, -errno of its status, -ETIMEDOUT (the job is still in flight), -EINTR likewise, -EINVAL */
 GEMMD_API int gemmd_run(struct gemmd *session, const struct gemmd_job *job, int timeout_ms);
 
-/* Asks the worker to end the jobs in flight that have this user_data.  Each still completes exactly
- * once: with status CANCELLED (-ECANCELED; C is undefined), or as usual when it was faster.  Takes a
- * place in the submission ring until the worker has seen it; never blocks, no system call.
+/* Asks the worker to end the jobs in flight that have this user_data.  Each still completes
+ * exactly once: with status CANCELLED (-ECANCELED; C is undefined), or as usual when it was faster.
+ * Takes a place in the submission ring until the worker has seen it; never blocks, no system call.
  *   > 0          so many jobs were asked for
  *   -ENOENT      none in flight has it
  *   -EAGAIN      the ring is full: reap completions first
@@ -315,8 +315,8 @@ struct gemmd_stats {
     uint64_t rescues, sessions_opened, sessions_closed, sessions_violated;
     uint64_t layers_created, layers_attached;
     uint64_t slices, preempted; /* stretches of work; of these, ended early for something new */
-    uint64_t panels, panel_rows; /* passes over a panel of weights, and the rows in them: panel_rows /
-                                    panels is the coalescing factor */
+    uint64_t panels, panel_rows; /* passes over a panel of weights, and the rows in them: their
+                                    ratio is the coalescing factor */
     uint64_t shared_slices;     /* of jobs of more than one session */
     uint64_t team_slices;       /* cut over the compute threads */
     uint64_t deadline_misses, cancelled, repinned, trace_lost;

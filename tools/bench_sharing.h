@@ -1,6 +1,6 @@
 /*
- * gemmd-bench sharing: P processes, each sending one row through a stack of layers, by a worker that
- * they share and by libraries that each calls in process.  Parts: bench_sharing.c the command line
+ * gemmd-bench sharing: P processes, each sending one row through a stack of layers, by a worker
+ * that they share and by libraries that each calls in process.  Parts: bench_sharing.c the command line
  * and the reports, bench_sharing_run.c processes and clocks, bench_sharing_sides.c the worker and
  * its own kernel in process, bench_sharing_peer.c oneDNN.
  */

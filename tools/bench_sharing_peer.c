@@ -1,5 +1,5 @@
-/* oneDNN in process, through its C API (version 2): one inner product for each layer, the weights in
- * the layout it asks for. */
+/* oneDNN in process, through its C API (version 2): one inner product for each layer, the weights
+ * in the layout it asks for. */
 #include "tools/bench_sharing.h"
 
 #include <stdio.h>

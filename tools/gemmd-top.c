@@ -1,6 +1,6 @@
 /*
- * gemmd-top: a worker as it works, on 80 x 24 characters: its threads, and its sessions or layers in
- * the order of a key.  Plain ANSI sequences; `--once` prints one look without them, `--json` as
+ * gemmd-top: a worker as it works, on 80 x 24 characters: its threads, and its sessions or layers
+ * in the order of a key.  Plain ANSI sequences; `--once` prints one look without them, `--json` as
  * JSON.  It opens a control-only session and reads the counters page, which costs the worker
  * nothing; the lists cost its control thread a message for each entry.
  */

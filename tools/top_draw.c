@@ -238,6 +238,7 @@ void top_draw(const struct top_view *view, const struct top_look *before,
         return;
     for (; used < TOP_LINES - 1; used++)
         line(false, "%s", "");
-    fputs("j jobs  r rows  e compute  w waiting  i id   l layers  s sessions   q quit\033[K", stdout);
+    fputs("j jobs  r rows  e compute  w waiting  i id   l layers  s sessions   q quit\033[K",
+          stdout);
     fflush(stdout);
 }

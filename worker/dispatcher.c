@@ -1,6 +1,7 @@
 /*
- * The dispatcher's loop.  One turn: take a batch of submissions from each hot session, run one slice
- * of work, harvest events if some are pending.  Nothing here allocates, logs, locks or makes a system call while jobs keep coming (the
+ * The dispatcher's loop.  One turn: take a batch of submissions from each hot session, run one
+ * slice of work, harvest events if some are pending.  Nothing here allocates, logs, locks or makes
+ * a system call while jobs keep coming, but to wake sleeping clients and parked threads (the
  * mailbox's lock is taken only when the control thread has written its eventfd).
  */
 #include "worker/dispatcher.h"

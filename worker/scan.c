@@ -311,7 +311,9 @@ static void board_turn(struct scheduler *scheduler, struct scheduler_scan *scan,
         return;
     if (queue->class < scan->leader->class)
         set_leader(scheduler, scan, queue);
-    board(scheduler, scan, job, is_short(scan) || scheduler->config.alone || rows < 2 ? rows : rows / 2);
+    if (!is_short(scan) && !scheduler->config.alone && rows >= 2)
+        rows /= 2; /* the riders' turn comes, too */
+    board(scheduler, scan, job, rows);
 }
 
 bool scan_prepare(struct scheduler *scheduler, struct scheduler_scan *scan,

@@ -3,10 +3,10 @@
  * that tests/sim can run it against a simulated world.
  *
  *   job      waits in the queue of its session and class, and in the flow of its session and layer
- *   scan     one pass of a group of rows over the panels of a layer.  It is circular: rows that come
- *            while a scan of their layer is under way board it at the panel it has reached and leave
- *            when they have seen every panel.  That is coalescing without waiting for anybody: the
- *            weights stream once, and who comes late joins what is already paid for.
+ *   scan     one pass of a group of rows over the panels of a layer.  It is circular: rows that
+ *            come while a scan of their layer is under way board it at the panel it has reached and
+ *            leave when they have seen every panel.  That is coalescing without waiting for
+ *            anybody: the weights stream once, and who comes late joins what is paid for.
  *   account  deficit round robin in ns of compute: each round an account with work gets its quantum
  *            of credit; work is charged to all sessions that have rows in a scan, by rows.
  *

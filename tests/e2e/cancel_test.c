@@ -1,4 +1,4 @@
-/* Cancel, deadlines and classes through the library: each job completes once, with its due status. */
+/* Cancel, deadlines and classes through the library: each job completes once, as is its due. */
 #include "tests/harness.h"
 
 #include <errno.h>

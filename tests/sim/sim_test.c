@@ -113,8 +113,12 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"seed", required_argument, NULL, 's'},
                                             {"count", required_argument, NULL, 'c'},
                                             {NULL, 0, NULL, 0}};
-    uint64_t seed = (uint64_t)time(NULL) * 1000000, count = 10000, slices = 0;
+    uint64_t seed = 0, count = 10000, slices = 0;
+    struct timespec now;
     int option;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    seed = (uint64_t)now.tv_sec * 1000000;
 
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (option) {

@@ -159,8 +159,8 @@ static void widen_threads(void)
 
     assert_non_null(tasks);
     while ((entry = readdir(tasks)))
-        if (atoi(entry->d_name) > 0)
-            sched_setaffinity(atoi(entry->d_name), sizeof(allowed), &allowed);
+        if (entry->d_name[0] != '.')
+            sched_setaffinity((pid_t)strtol(entry->d_name, NULL, 10), sizeof(allowed), &allowed);
     closedir(tasks);
 }
 

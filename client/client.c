@@ -99,7 +99,9 @@ int gemmd_check(struct gemmd *session)
     if (!gemmd_is_ours(session))
         return gemmd_fail(session, -EOWNERDEAD,
                           "the session belongs to the parent process; connect again after fork()");
-    return session->lost ? gemmd_lose(session, "it ended") : 0;
+    if (session->lost && gemmd_recover(session) < 0)
+        return gemmd_lose(session, "it ended");
+    return 0;
 }
 
 int gemmd_lose(struct gemmd *session, const char *reason)
@@ -143,6 +145,8 @@ static int check_options(struct gemmd *session, const struct gemmd_options *opti
                           (unsigned long long)arena);
     if (options->spin_ns < -1)
         return gemmd_fail(session, -EINVAL, "spin_ns: give -1, 0 or more");
+    if (options->recover_ms < 0 || (options->recover_ms && options->control_only))
+        return gemmd_fail(session, -EINVAL, "recover_ms: give 0 or more, and 0 with control_only");
     if (options->timeout_ms <= 0)
         return gemmd_fail(session, -EINVAL, "timeout_ms: give 1 or more");
     return 0;
@@ -180,10 +184,13 @@ int gemmd_connect(const struct gemmd_options *options, struct gemmd **out)
     if (error == 0) {
         session->options = *options;
         session->timeout_ms = options->timeout_ms;
+        session->options.arena_bytes = gemmd_recover_arena_bytes(options);
         session->control_only = options->control_only != 0;
         error = gemmd_find_worker(session, gemmd_now_ns() +
                                                (uint64_t)options->timeout_ms * 1000000);
     }
+    if (error == 0)
+        error = gemmd_recover_init(session);
     session->options.socket = NULL; /* the caller's memory */
     if (error < 0) {
         memcpy(connect_text, session->text, sizeof(connect_text));
@@ -206,8 +213,10 @@ void gemmd_close(struct gemmd **session_p)
         struct gemmd_layer *layer = session->layers;
 
         session->layers = layer->next;
+        free(layer->image);
         free(layer);
     }
+    gemmd_recover_fini(session);
     free(session);
     *session_p = NULL;
 }

@@ -108,6 +108,23 @@ static unsigned take_lost(struct gemmd *session, struct gemmd_completion *out, u
     return taken;
 }
 
+/* Jobs that recovery had to give up. */
+static unsigned take_verdicts(struct gemmd *session, struct gemmd_completion *out,
+                              unsigned capacity)
+{
+    enum gemmd_status status;
+    unsigned taken = 0;
+    uint32_t index;
+
+    while (taken < capacity && gemmd_take_verdict(session, &index, &status)) {
+        out[taken++] = (struct gemmd_completion){.user_data = session->slots[index].user_data,
+                                                 .status = (int)status,
+                                                 .error = -gemmd_status_errno_of((int)status)};
+        release_slot(session, index);
+    }
+    return taken;
+}
+
 /* What is there; once the worker has ended, also what will never be there. */
 static unsigned take(struct gemmd *session, struct gemmd_completion *out, unsigned capacity)
 {
@@ -117,7 +134,12 @@ static unsigned take(struct gemmd *session, struct gemmd_completion *out, unsign
 
     if (state == GEMMD_WORKER_ENDED && !session->lost)
         gemmd_lose(session, "it was told to end");
-    if (taken < capacity && session->lost && session->in_flight)
+    if (session->verdicts)
+        taken += take_verdicts(session, out + taken, capacity - taken);
+    /* All that the old worker completed is taken; the rest another one may do. */
+    if (taken == 0 && session->lost && session->in_flight && gemmd_recover(session) == 0)
+        return session->verdicts ? take_verdicts(session, out, capacity) : 0;
+    if (taken < capacity && session->lost && session->in_flight && (!session->copies || !taken))
         taken += take_lost(session, out + taken, capacity - taken);
     return taken;
 }
@@ -180,7 +202,7 @@ int gemmd_poll(struct gemmd *session, struct gemmd_completion *out, unsigned cap
 /* Is there something to take? */
 static bool is_ready(const struct gemmd *session)
 {
-    return session->lost || gemmd_cq_ready(&session->cq) ||
+    return session->lost || session->verdicts || gemmd_cq_ready(&session->cq) ||
            gemmd_load_acquire(&session->worker_line->state) == GEMMD_WORKER_ENDED;
 }
 

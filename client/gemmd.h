@@ -79,7 +79,16 @@ struct gemmd_options {
                                 worker advises (0 on a machine with one CPU) */
     int control_only;        /* 1: no rings and no arena, for tools; default 0 */
     int timeout_ms;          /* of connecting and of each control call; default 10000 */
-    uint64_t reserved[8];    /* 0 */
+    int recover_ms;          /* > 0: when the worker dies, look for another for so long, and go on
+                                with it: buffers keep their addresses and contents, layers are
+                                opened again, jobs in flight are submitted again, and each completes
+                                once.  Any call on the session may then block for so long.
+                                0 (default): jobs in flight complete with WORKER_LOST */
+    int keep_weights;        /* with recover_ms; 1: keep a private copy of the weights of created
+                                layers for a worker that has lost them.  0 (default): a layer that
+                                the new worker has neither by name nor by contents is lost: its jobs
+                                complete with WORKER_LOST, new ones are refused */
+    uint64_t reserved[7];    /* 0 */
 };
 
 /* Defaults into *options.  Cannot fail. */
@@ -323,6 +332,7 @@ struct gemmd_stats {
     struct gemmd_percentiles queue, exec;
     /* this session's own, counted in this process */
     uint64_t session_jobs, session_doorbells, session_sleeps, session_syscalls;
+    uint64_t session_recoveries; /* workers it outlived */
     /* the compute threads; the first core_count of them */
     uint32_t core_count;
     struct gemmd_core_time {

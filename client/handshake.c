@@ -219,15 +219,15 @@ static int map_segments(struct gemmd *session, const struct gemmd_msg_hello_repl
         error = gemmd_map(session, fds[FD_W2C], reply->w2c_bytes, PROT_READ, "completion ring",
                           &session->w2c);
     if (error == 0)
-        error = gemmd_map(session, fds[FD_ARENA], reply->arena_bytes, PROT_READ | PROT_WRITE,
-                          "arena", &session->arena.memory);
+        error = gemmd_map_arena(session, fds[FD_ARENA], reply->arena_bytes);
     if (error < 0)
         return error;
     if (!header_is(session->c2w, GEMMD_SEGMENT_C2W, reply->c2w_bytes, reply) ||
         !header_is(session->w2c, GEMMD_SEGMENT_W2C, reply->w2c_bytes, reply))
         return distrust(session, "segment header");
     set_up_rings(session, reply);
-    if (gemmd_arena_init(&session->arena) < 0 || gemmd_slots_init(session, reply->ring_entries) < 0)
+    if ((!session->adopt && gemmd_arena_init(&session->arena) < 0) ||
+        gemmd_slots_init(session, reply->ring_entries) < 0)
         return gemmd_fail(session, -ENOMEM, "no memory for a session");
     return 0;
 }
@@ -292,7 +292,9 @@ void gemmd_disconnect(struct gemmd *session)
             shutdown(session->fd, SHUT_RDWR);
         unmap(session->c2w, session->c2w_bytes);
         unmap(session->w2c, session->w2c_bytes);
-        unmap(session->arena.memory, session->arena.bytes);
+        /* A recovering session's arena stays where it is, whoever it belonged to. */
+        if (!session->adopt)
+            unmap(session->arena.memory, session->arena.bytes);
         unmap(session->stats, session->stats_bytes);
     }
     close_fd(&session->fd);

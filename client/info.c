@@ -267,5 +267,6 @@ int gemmd_get_stats(struct gemmd *session, struct gemmd_stats *out)
     out->session_doorbells = session->doorbells;
     out->session_sleeps = session->sleeps;
     out->session_syscalls = session->syscalls;
+    out->session_recoveries = session->recoveries;
     return 0;
 }

@@ -57,7 +57,14 @@ struct gemmd_layer {
     uint32_t id, gen;
     struct gemmd_layer_desc_abi desc;
     uint64_t bytes_new;
+    /* for recover.c */
+    uint64_t content_id[2];
+    char name[GEMMD_NAME_BYTES]; /* "": none */
+    uint8_t *image;              /* NULL: not kept */
+    bool lost;                   /* the worker at hand does not have it */
 };
+
+struct gemmd_job_copy;
 
 struct gemmd {
     /* Read on each call. */
@@ -92,6 +99,13 @@ struct gemmd {
     uint64_t stats_bytes;
     struct gemmd_layer *layers;
     struct gemmd_options options; /* as given; `socket` is not used */
+    /* recover.c */
+    struct gemmd_job_copy *copies;   /* [entries], of the jobs in flight; NULL: no recovery */
+    uint32_t verdicts;               /* jobs in flight that no worker will complete */
+    bool recovering;
+    uint64_t recoveries;
+    const struct gemmd_arena *adopt; /* while connecting: the arena that the new one replaces */
+    char named[GEMMD_SOCKET_BYTES];  /* options.socket; "": none was given */
     char socket[GEMMD_SOCKET_BYTES];
     char text[GEMMD_TEXT_BYTES];
 };
@@ -148,6 +162,34 @@ int gemmd_map(struct gemmd *session, int fd, uint64_t bytes, int protection, con
 
 /* Unmaps and closes what gemmd_open_at made. In a child the descriptors only. */
 void gemmd_disconnect(struct gemmd *session);
+
+/* ---- recover.c ------------------------------------------------------------------------------- */
+
+/* After connecting.  0 or -ENOMEM.  Both do nothing without recover_ms. */
+int gemmd_recover_init(struct gemmd *session);
+void gemmd_recover_fini(struct gemmd *session);
+
+/* The arena size to ask for. */
+uint64_t gemmd_recover_arena_bytes(const struct gemmd_options *options);
+
+/* Maps the arena; over session->adopt if that is set, with the contents of its buffers. */
+int gemmd_map_arena(struct gemmd *session, int fd, uint64_t bytes);
+
+/* Keeps the job of slot `index` until it completes; only with session->copies. */
+void gemmd_copy_job(struct gemmd *session, uint32_t index, const struct gemmd_sqe *sqe,
+                    struct gemmd_layer *layer);
+/* The layer is being closed. */
+void gemmd_forget_layer(struct gemmd *session, const struct gemmd_layer *layer);
+
+/* For a lost session: 0 once another worker has all of it; -ECONNRESET when it may not try, or
+ * gemmd_connect's results after recover_ms. */
+int gemmd_recover(struct gemmd *session);
+
+/* A job that recovery could not submit again: its slot, still to be released, and its status. */
+bool gemmd_take_verdict(struct gemmd *session, uint32_t *index, enum gemmd_status *status);
+
+/* layer.c: opens the layer in the worker at hand.  0, or why it is not there. */
+int gemmd_layer_reopen(struct gemmd *session, struct gemmd_layer *layer);
 
 /* ---- autostart.c ----------------------------------------------------------------------------- */
 

@@ -227,7 +227,7 @@ static int upload(struct gemmd *session, const struct image *image,
 /* ---- handles --------------------------------------------------------------------------------- */
 
 static int add_layer(struct gemmd *session, const struct gemmd_msg_layer_reply *reply,
-                     struct gemmd_layer **out)
+                     const char name[GEMMD_NAME_BYTES], struct gemmd_layer **out)
 {
     struct gemmd_layer_image layout;
     struct gemmd_layer *layer;
@@ -245,9 +245,22 @@ static int add_layer(struct gemmd *session, const struct gemmd_msg_layer_reply *
                                   .gen = reply->layer_gen,
                                   .desc = reply->desc,
                                   .bytes_new = reply->weight_bytes_new};
+    memcpy(layer->content_id, reply->content_id, sizeof(layer->content_id));
+    memcpy(layer->name, name, sizeof(layer->name));
     session->layers = layer;
     *out = layer;
     return 0;
+}
+
+/* Without memory for it the layer is merely not kept. */
+static void keep_image(const struct gemmd *session, const struct image *image,
+                       struct gemmd_layer *layer)
+{
+    if (!session->copies || !session->options.keep_weights)
+        return;
+    layer->image = malloc(image->layout.bytes);
+    if (layer->image)
+        copy_image(image, layer->image, 0, image->layout.bytes);
 }
 
 /* The image is complete. */
@@ -269,7 +282,9 @@ static int create(struct gemmd *session, struct gemmd_msg_layer_create *message,
     if (memcmp(&reply.desc, &message->desc, sizeof(reply.desc)) != 0)
         return gemmd_fail(session, -EPROTO, "the worker at %s answered with another layer",
                           session->socket);
-    error = add_layer(session, &reply, out);
+    error = add_layer(session, &reply, message->name, out);
+    if (error == 0)
+        keep_image(session, image, *out);
     return error < 0 ? error : attached;
 }
 
@@ -307,7 +322,7 @@ int gemmd_layer_open(struct gemmd *session, const char *name, struct gemmd_layer
         error = convert_name(session, name, false, message.name);
     if (error == 0)
         error = gemmd_ask(session, &message, sizeof(message), &reply, sizeof(reply), NULL);
-    return error < 0 ? error : add_layer(session, &reply, out);
+    return error < 0 ? error : add_layer(session, &reply, message.name, out);
 }
 
 int gemmd_layer_close(struct gemmd *session, struct gemmd_layer **layer_p)
@@ -319,6 +334,7 @@ int gemmd_layer_close(struct gemmd *session, struct gemmd_layer **layer_p)
 
     if (!layer)
         return 0;
+    gemmd_check(session); /* now: a recovery would give the layer another id */
     *layer_p = NULL;
     while (*link && *link != layer)
         link = &(*link)->next;
@@ -327,8 +343,62 @@ int gemmd_layer_close(struct gemmd *session, struct gemmd_layer **layer_p)
     *link = layer->next;
     message.layer_id = layer->id;
     message.layer_gen = layer->gen;
+    gemmd_forget_layer(session, layer);
+    free(layer->image);
     free(layer);
     return gemmd_ask(session, &message, sizeof(message), &reply, sizeof(reply), NULL);
+}
+
+/* By its name, if the layer there is the same. */
+static int reopen_by_name(struct gemmd *session, const struct gemmd_layer *layer,
+                          struct gemmd_msg_layer_reply *reply)
+{
+    struct gemmd_msg_layer_open message = {.header.type = GEMMD_MSG_LAYER_OPEN};
+    struct gemmd_msg_layer_close close = {.header.type = GEMMD_MSG_LAYER_CLOSE};
+    struct gemmd_msg_layer_close_reply closed;
+    int error;
+
+    if (!*layer->name)
+        return -ENOENT;
+    memcpy(message.name, layer->name, sizeof(message.name));
+    error = gemmd_ask(session, &message, sizeof(message), reply, sizeof(*reply), NULL);
+    if (error < 0 || memcmp(reply->content_id, layer->content_id, sizeof(layer->content_id)) == 0)
+        return error;
+    close.layer_id = reply->layer_id;
+    close.layer_gen = reply->layer_gen;
+    error = gemmd_ask(session, &close, sizeof(close), &closed, sizeof(closed), NULL);
+    return error < 0 ? error : -ENOENT;
+}
+
+int gemmd_layer_reopen(struct gemmd *session, struct gemmd_layer *layer)
+{
+    struct gemmd_msg_layer_create message = {.header.type = GEMMD_MSG_LAYER_CREATE,
+                                             .desc = layer->desc};
+    struct image image = {.weights = (const int8_t *)layer->image};
+    struct gemmd_msg_layer_reply reply;
+    int error = reopen_by_name(session, layer, &reply);
+
+    if (error < 0 && !session->lost) {
+        memcpy(message.content_id, layer->content_id, sizeof(message.content_id));
+        memcpy(message.name, layer->name, sizeof(message.name));
+        error = gemmd_ask(session, &message, sizeof(message), &reply, sizeof(reply), NULL);
+        if (error == 0 && reply.layer_gen == 0 && !layer->image)
+            error = -ENOENT;
+        if (error == 0 && reply.layer_gen == 0) {
+            gemmd_validate_layer_desc(&layer->desc, &image.layout); /* as it was made from */
+            image.tail = layer->image + image.layout.scales_offset;
+            error = upload(session, &image, &reply);
+        }
+    }
+    if (error == 0 && (reply.layer_gen == 0 ||
+                       memcmp(&reply.desc, &layer->desc, sizeof(reply.desc)) != 0))
+        error = -EPROTO;
+    if (error < 0)
+        return error;
+    layer->id = reply.layer_id;
+    layer->gen = reply.layer_gen;
+    layer->bytes_new = reply.weight_bytes_new;
+    return 0;
 }
 
 uint32_t gemmd_layer_n(const struct gemmd_layer *layer)

@@ -27,6 +27,8 @@ static const char *find_fault(const struct gemmd *session, const struct gemmd_jo
 {
     if (!job->layer || job->layer->session != session)
         return "layer: NULL, or of another session";
+    if (job->layer->lost)
+        return "layer: lost with its worker; create it again";
     if (job->reserved)
         return "reserved: must be 0; call gemmd_job_init";
     if ((unsigned)job->priority > GEMMD_PRIORITY_BACKGROUND)
@@ -43,8 +45,9 @@ static uint64_t offset_of(const struct gemmd *session, const void *pointer)
     return (uint64_t)((uintptr_t)pointer - (uintptr_t)session->arena.memory);
 }
 
-/* Takes a slot of the table and one of the ring; there is one of each. */
-static void push(struct gemmd *session, struct gemmd_sqe *sqe, uint64_t user_data, bool hidden)
+/* Takes a slot of the table and one of the ring; there is one of each.  `layer` NULL: a cancel. */
+static void push(struct gemmd *session, struct gemmd_sqe *sqe, uint64_t user_data,
+                 struct gemmd_layer *layer)
 {
     uint32_t index = session->slots_free[session->entries - session->in_flight - 1];
     struct gemmd_slot *slot = &session->slots[index];
@@ -52,10 +55,12 @@ static void push(struct gemmd *session, struct gemmd_sqe *sqe, uint64_t user_dat
     if (++session->next_tag == 0)
         session->next_tag = 1;
     *slot = (struct gemmd_slot){
-        .user_data = user_data, .tag = session->next_tag, .hidden = hidden};
+        .user_data = user_data, .tag = session->next_tag, .hidden = !layer};
     sqe->user_data = (uint64_t)slot->tag << 32 | index;
     session->in_flight++;
-    session->hidden += hidden;
+    session->hidden += !layer;
+    if (session->copies)
+        gemmd_copy_job(session, index, sqe, layer);
     gemmd_sq_push(&session->sq, sqe);
 }
 
@@ -75,17 +80,30 @@ static void push_job(struct gemmd *session, const struct gemmd_job *job, uint64_
         .deadline_ns = job->deadline_ns,
     };
 
-    push(session, &sqe, job->user_data, false);
+    push(session, &sqe, job->user_data, job->layer);
 }
+
+/* check_submit: nothing can be taken before what is in flight is reaped. */
+enum { GEMMD_SUBMIT_LATER = 1 };
 
 /* Before the first job of a call. */
 static int check_submit(struct gemmd *session)
 {
-    if (!gemmd_is_ours(session) || session->lost)
-        return gemmd_check(session);
+    if (!gemmd_is_ours(session) || session->lost) {
+        int error = gemmd_check(session);
+
+        if (error < 0)
+            return error;
+    }
     if (session->control_only)
         return gemmd_fail(session, -EINVAL, "submit: a control-only session has no rings");
-    if (gemmd_load_acquire(&session->worker_line->state) != GEMMD_WORKER_RUNNING)
+    if (gemmd_load_acquire(&session->worker_line->state) == GEMMD_WORKER_RUNNING)
+        return 0;
+    if (session->copies && session->in_flight)
+        return GEMMD_SUBMIT_LATER;
+    if (session->copies)
+        gemmd_lose(session, "it was told to end");
+    if (gemmd_recover(session) < 0)
         return gemmd_fail(session, -ECONNRESET, "the worker at %s is shutting down; reap what is "
                           "in flight, then connect again", session->socket);
     return 0;
@@ -96,8 +114,8 @@ int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, unsigned c
     unsigned taken = 0;
     int error = check_submit(session);
 
-    if (error < 0)
-        return error;
+    if (error)
+        return error < 0 ? error : 0;
     /* The table has as many slots as either ring: a full one means that jobs are to be reaped. */
     for (; taken < count && taken < INT32_MAX && session->in_flight < session->entries; taken++) {
         const struct gemmd_job *job = &jobs[taken];
@@ -117,31 +135,24 @@ int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, unsigned c
 
 int gemmd_cancel(struct gemmd *session, uint64_t user_data)
 {
-    uint32_t in_flight = session->in_flight;
     int asked = 0, error = check_submit(session);
 
     if (error < 0)
         return error;
-    for (uint32_t i = 0; i < session->entries && in_flight; i++) {
+    if (error == GEMMD_SUBMIT_LATER || session->in_flight == session->entries)
+        return gemmd_fail(session, -EAGAIN, "cancel: the ring is full; reap completions first");
+    for (uint32_t i = 0; i < session->entries && session->in_flight < session->entries; i++) {
         const struct gemmd_slot *slot = &session->slots[i];
         struct gemmd_sqe sqe = {.op = GEMMD_OP_CANCEL, .target = (uint64_t)slot->tag << 32 | i};
 
-        if (slot->tag == 0)
+        if (slot->tag == 0 || slot->hidden || slot->user_data != user_data)
             continue;
-        in_flight--; /* the cancels made here come after these */
-        if (slot->hidden || slot->user_data != user_data)
-            continue;
-        if (session->in_flight == session->entries)
-            break;
-        push(session, &sqe, user_data, true);
+        push(session, &sqe, user_data, NULL);
         session->unflushed = true;
         asked++;
     }
-    if (asked)
-        return asked;
-    return session->in_flight == session->entries
-               ? gemmd_fail(session, -EAGAIN, "cancel: the ring is full; reap completions first")
-               : gemmd_fail(session, -ENOENT, "cancel: no job in flight has that user_data");
+    return asked ? asked
+                 : gemmd_fail(session, -ENOENT, "cancel: no job in flight has that user_data");
 }
 
 int gemmd_flush(struct gemmd *session)

@@ -14,6 +14,8 @@
 gemm_ukernel_fn gemm_u8s8s32_4x16c1_ref;
 gemm_epilogue_fn gemm_epilogue_ref;
 #if GEMM_X86
+gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
+gemm_begin_fn gemm_amx_begin, gemm_amx_end;
 gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
 gemm_ukernel_fn gemm_u8s8s32_6x64c2_avx512;
 gemm_ukernel_fn gemm_u8s8s32_6x16c4_avxvnni;
@@ -22,21 +24,24 @@ gemm_epilogue_fn gemm_epilogue_avx512;
 gemm_epilogue_fn gemm_epilogue_avx2;
 #endif
 
-#define ROW(number, level_, suffix, mr_, nr_, kr_, epilogue_)                                      \
+#define ROW(number, level_, suffix, mr_, nr_, kr_, epilogue_, ...)                                 \
     {                                                                                              \
         .name = "gemm_u8s8s32_" #mr_ "x" #nr_ "c" #kr_ "_" #suffix, .level = (level_),             \
         .id = (number), .mr = (mr_), .nr = (nr_), .kr = (kr_),                                     \
         .ukernel = gemm_u8s8s32_##mr_##x##nr_##c##kr_##_##suffix, .epilogue = (epilogue_),         \
+        __VA_ARGS__                                                                                \
     }
 
 static const struct gemm_kernel kernels[] = {
 #if GEMM_X86
-    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, gemm_epilogue_avx512),
-    ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, gemm_epilogue_avx2),
-    ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, gemm_epilogue_avx512),
-    ROW(2, CPU_LEVEL_AVX2, avx2, 6, 16, 2, gemm_epilogue_avx2),
+    ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, gemm_epilogue_avx512, .strided_a = true,
+        .begin = gemm_amx_begin, .end = gemm_amx_end),
+    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, gemm_epilogue_avx512, .strided_a = false),
+    ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, gemm_epilogue_avx2, .strided_a = false),
+    ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, gemm_epilogue_avx512, .strided_a = false),
+    ROW(2, CPU_LEVEL_AVX2, avx2, 6, 16, 2, gemm_epilogue_avx2, .strided_a = false),
 #endif
-    ROW(1, CPU_LEVEL_REF, ref, 4, 16, 1, gemm_epilogue_ref),
+    ROW(1, CPU_LEVEL_REF, ref, 4, 16, 1, gemm_epilogue_ref, .strided_a = false),
 };
 
 enum { KERNEL_COUNT = sizeof(kernels) / sizeof(kernels[0]) };

@@ -17,6 +17,7 @@
 #ifndef GEMMD_KERNELS_GEMM_H
 #define GEMMD_KERNELS_GEMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,14 +32,22 @@ enum gemm_type {
     GEMM_TYPE_BF16 = 5,
 };
 
+/* What each computes, and how exactly: kernels/activation.h. */
 enum gemm_activation {
     GEMM_ACTIVATION_NONE = 0,
     GEMM_ACTIVATION_RELU = 1,
+    GEMM_ACTIVATION_CLIP = 2,
+    GEMM_ACTIVATION_GELU_TANH = 3,
+    GEMM_ACTIVATION_GELU_ERF = 4,
+    GEMM_ACTIVATION_SILU = 5,
+    GEMM_ACTIVATION_COUNT
 };
 
 enum {
     /* 255 * 128 * 65536 = 2,139,095,040 < 2^31: no sum of k products of u8 * s8 can wrap. */
     GEMM_K_MAX = 65536,
+    /* With zero points of B both factors span 0..255: 255 * 255 * 33025 = 2,147,450,625 < 2^31. */
+    GEMM_K_MAX_B_ZERO_POINTS = 33025,
     /* Rows per gemm_run call: bounds the caller's row-pointer tables (16 KiB for A and C). */
     GEMM_ROWS_MAX = 1024,
     /* Upper bounds over all kernels of the table, for buffers on the stack. */
@@ -59,27 +68,46 @@ enum {
 typedef void gemm_ukernel_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
                              const int8_t *panel, int32_t *acc);
 
+/* Where a kernel has begin and end, its ukernel runs only between them, on the same thread, with
+ * the m that begin got. */
+typedef void gemm_begin_fn(size_t m);
+
 struct gemm_epilogue;
 
-/* Epilogue of a tile: for i < m, j < n (n <= nr): c[i][column + j] = f(acc[i * nr + j], column +
- * j). See kernels/epilogue.h for f.  Writes nothing outside those m * n elements. */
+/* Epilogue of a tile: for i < m, j < n (n <= nr):
+ *     c[i][column + j] = f(acc[i * nr + j], row + i, column + j)
+ * where `row` and `column` index the epilogue's arrays.  See kernels/epilogue.h for f.  Writes
+ * nothing outside those m * n elements. */
 typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
-                              const struct gemm_epilogue *epilogue, size_t column, void *const *c);
+                              const struct gemm_epilogue *epilogue, size_t row, size_t column,
+                              void *const *c);
 
 /* One row of the dispatch table: kernel, tile and packed layout are chosen together, so that a
  * layout can never disagree with its kernel. */
 struct gemm_kernel {
-    const char *name;     /* "gemm_u8s8s32_6x64c4_avx512vnni" */
+    const char *name; /* "gemm_u8s8s32_6x64c4_avx512vnni" */
     enum cpu_level level;
-    uint16_t id;          /* stable number, reported in completions and stored in packed files */
-    uint16_t mr, nr, kr;  /* kr: consecutive k bytes of one column that lie together in a panel */
+    uint16_t id;         /* stable number, reported in completions and stored in packed files */
+    uint16_t mr, nr, kr; /* kr: consecutive k bytes of one column that lie together in a panel */
+    bool strided_a;      /* ukernel reads rows in place only at one constant distance */
     gemm_ukernel_fn *ukernel;
+    gemm_begin_fn *begin, *end; /* both or neither */
     gemm_epilogue_fn *epilogue;
 };
 
 /* The best kernel whose level is in `levels` (a mask of 1u << level).  Never NULL: the reference is
  * in every mask. */
 const struct gemm_kernel *gemm_select(uint32_t levels);
+
+/* A fixed small problem on `kernel`, whose level must be present: what a measurement times. */
+void gemm_probe_run(const struct gemm_kernel *kernel);
+
+/* Nanoseconds gemm_probe_run(kernel) takes.  The caller's, because no clock is read here. */
+typedef uint64_t gemm_measure_fn(const struct gemm_kernel *kernel);
+
+/* gemm_select, except that an AMX kernel has to be faster than the best kernel without AMX, by the
+ * least of some measurements in turn (kernels/select.c). */
+const struct gemm_kernel *gemm_select_measured(uint32_t levels, gemm_measure_fn *measure);
 
 /* The table, best first; *count rows.  For tests, benchmarks and `gemmctl info`. */
 const struct gemm_kernel *gemm_kernels(size_t *count);

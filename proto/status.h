@@ -68,7 +68,8 @@
     X(MESSAGE_FDS, 99, EBADMSG, "message: file descriptors are not accepted")                      \
     X(MAGIC, 100, EPROTO, "magic: the peer does not speak gemmd's protocol")                       \
     X(VERSION, 101, EPROTONOSUPPORT, "version: no common protocol version")                        \
-    X(CQ_HEAD, 102, EPROTO, "cq_head: beyond the completions written")
+    X(CQ_HEAD, 102, EPROTO, "cq_head: beyond the completions written")                             \
+    X(SEGMENT_FAULT, 103, EFAULT, "segment: a page of it could not be had (hardware, or a hole)")
 
 enum gemmd_status {
 #define X(name, value, error, text) GEMMD_STATUS_##name = (value),

@@ -168,6 +168,8 @@ static void become_worker(const struct harness_worker *worker, int ready_fd,
     vector[count++] = ready_text;
     vector[count++] = "--pool-bytes";
     vector[count++] = "256M";
+    vector[count++] = "--sandbox"; /* whatever else is tested: no thread leaves its list of calls */
+    vector[count++] = "kill";
     for (; arguments && *arguments && count + 1 < ARGUMENTS_MAX; arguments++)
         vector[count++] = *arguments;
     vector[count] = NULL;
@@ -210,17 +212,12 @@ static bool await_ready(int fd)
     return strcmp(text, "READY\n") == 0;
 }
 
-int harness_try_start(struct harness_worker *worker, const char *const *arguments,
-                      const char *const *environment)
+static int start_there(struct harness_worker *worker, const char *const *arguments,
+                       const char *const *environment)
 {
     pid_t parent = getpid();
     int ready[2], code;
 
-    memset(worker, 0, sizeof(*worker));
-    snprintf(worker->directory, sizeof(worker->directory), "/tmp/gemmd-test-XXXXXX");
-    REQUIRE(mkdtemp(worker->directory) != NULL);
-    snprintf(worker->socket, sizeof(worker->socket), "%s/w.sock", worker->directory);
-    snprintf(worker->log, sizeof(worker->log), "%s/log", worker->directory);
     REQUIRE(pipe(ready) == 0);
     fcntl(ready[0], F_SETFD, FD_CLOEXEC);
     fflush(NULL);
@@ -239,6 +236,23 @@ int harness_try_start(struct harness_worker *worker, const char *const *argument
     code = harness_join(worker->pid, 5000);
     worker->pid = 0;
     return code;
+}
+
+int harness_try_start(struct harness_worker *worker, const char *const *arguments,
+                      const char *const *environment)
+{
+    memset(worker, 0, sizeof(*worker));
+    snprintf(worker->directory, sizeof(worker->directory), "/tmp/gemmd-test-XXXXXX");
+    REQUIRE(mkdtemp(worker->directory) != NULL);
+    snprintf(worker->socket, sizeof(worker->socket), "%s/w.sock", worker->directory);
+    snprintf(worker->log, sizeof(worker->log), "%s/log", worker->directory);
+    return start_there(worker, arguments, environment);
+}
+
+void harness_restart(struct harness_worker *worker, const char *const *arguments)
+{
+    REQUIRE(worker->pid == 0);
+    REQUIRE(start_there(worker, arguments, NULL) == 0 && worker->pid);
 }
 
 void harness_start(struct harness_worker *worker, const char *const *arguments,

@@ -57,14 +57,16 @@ struct harness_worker {
     char log[96];        /* what it wrote to stderr */
 };
 
-/* Starts a worker with --socket, --ready-fd, --pool-bytes 256M and `arguments`; `environment` has
- * "NAME=value" to set and "NAME" to remove.  Both end with NULL and may be NULL.  0 once it is
- * READY; its exit code (1000 + signal) if it ended before that. */
+/* Starts a worker with --socket, --ready-fd, --pool-bytes 256M, --sandbox kill and `arguments`;
+ * `environment` has "NAME=value" to set and "NAME" to remove.  Both end with NULL and may be NULL.
+ * 0 once it is READY; its exit code (1000 + signal) if it ended before that. */
 int harness_try_start(struct harness_worker *worker, const char *const *arguments,
                       const char *const *environment);
 /* The same, and fails the test unless it gets READY. */
 void harness_start(struct harness_worker *worker, const char *const *arguments,
                    const char *const *environment);
+/* After harness_kill: another worker at the same socket, and READY. */
+void harness_restart(struct harness_worker *worker, const char *const *arguments);
 /* SIGTERM, then exit 0 within 15 s, socket gone, no file left behind but the lock and the log. */
 void harness_stop(struct harness_worker *worker);
 /* SIGKILL, and waits for it.  The directory stays. */

@@ -23,8 +23,9 @@
 static const char usage_text[] =
     "usage: gemmd-bench sharing [option ...]\n"
     "P processes, each sending one row through 24 layers of 1024 x 4096 one after the other: by\n"
-    "one private worker, by its kernel called in process, and by oneDNN in process with one thread\n"
-    "and with its default threads, on the same CPUs.  rows/s counts a row through one layer.\n"
+    "one private worker, by its kernel called in process, and by oneDNN in process with one\n"
+    "thread and with its default threads, on the same CPUs.  rows/s counts a row through one\n"
+    "layer.\n"
     "\n"
     "  --processes LIST  like 1,2,4,8,16 (default)\n"
     "  --layers L        2 to 24, even (default 24)\n"
@@ -405,7 +406,7 @@ static bool agree(const struct sharing_report *report, uint32_t index)
     return worker->ran && own->ran && !memcmp(worker->result, own->result, sizeof(own->result));
 }
 
-static int measure(struct sharing_report *report, const struct sharing_model *model)
+static int measure(struct sharing_report *report, struct sharing_model *model)
 {
     struct gemmd *session = sharing_upload(model, report->worker.socket);
     struct gemmd_info info;
@@ -415,6 +416,7 @@ static int measure(struct sharing_report *report, const struct sharing_model *mo
         return EX_UNAVAILABLE;
     report->worker.pool_bytes_used = info.pool_bytes_used;
     memcpy(report->worker.kernel, info.kernel, sizeof(report->worker.kernel));
+    model->kernel = report->worker.kernel;
     snprintf(report->worker.cpu_count, sizeof(report->worker.cpu_count), "%u", info.cpu_count);
     if (!report->options->json)
         print_head(report);
@@ -430,8 +432,6 @@ static int measure(struct sharing_report *report, const struct sharing_model *mo
     gemmd_close(&session);
     return code;
 }
-
-int bench_sharing(int argc, char **argv);
 
 int bench_sharing(int argc, char **argv)
 {

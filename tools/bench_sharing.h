@@ -1,8 +1,8 @@
 /*
  * gemmd-bench sharing: P processes, each sending one row through a stack of layers, by a worker
- * that they share and by libraries that each calls in process.  Parts: bench_sharing.c the command line
- * and the reports, bench_sharing_run.c processes and clocks, bench_sharing_sides.c the worker and
- * its own kernel in process, bench_sharing_peer.c oneDNN.
+ * that they share and by libraries that each calls in process.  Parts: bench_sharing.c the command
+ * line and the reports, bench_sharing_run.c processes and clocks, bench_sharing_sides.c the worker
+ * and its own kernel in process, bench_sharing_peer.c oneDNN.
  */
 #ifndef GEMMD_TOOLS_BENCH_SHARING_H
 #define GEMMD_TOOLS_BENCH_SHARING_H
@@ -26,6 +26,7 @@ struct sharing_model {
     uint32_t layers;
     int8_t *weights[SHARING_LAYERS_MAX]; /* [n][k] */
     float scale;                         /* of every channel: outputs stay inside u8 */
+    const char *kernel;                  /* the worker's choice, for SHARING_OWN */
 };
 
 static inline uint32_t sharing_n(uint32_t layer)
@@ -79,5 +80,8 @@ void sharing_run(const struct sharing_model *model, enum sharing_side_id side, u
 /* bench_sharing_sides.c: opens the layers under their names for the children to find; the session
  * stays open.  NULL after a message. */
 struct gemmd *sharing_upload(const struct sharing_model *model, const char *socket);
+
+/* argv[0] is "sharing".  An exit status. */
+int bench_sharing(int argc, char **argv);
 
 #endif

@@ -172,15 +172,19 @@ static bool own_layer(struct own *own, const struct sharing_model *model, uint32
 
 static void *own_open(const struct sharing_model *model, const char *socket)
 {
-    const struct gemm_kernel *kernel = gemm_select(cpu_detect());
     struct own *own = calloc(1, sizeof(*own));
+    size_t count, chosen = 0;
+    const struct gemm_kernel *kernels = gemm_kernels(&count);
 
     (void)socket;
-    if (!own)
+    cpu_detect(); /* asks for AMX */
+    while (chosen < count && strcmp(kernels[chosen].name, model->kernel))
+        chosen++;
+    if (!own || chosen == count)
         return NULL;
     own->layers = model->layers;
     for (uint32_t i = 0; i < own->layers; i++)
-        if (!own_layer(own, model, i, kernel))
+        if (!own_layer(own, model, i, &kernels[chosen]))
             return NULL;
     return own;
 }

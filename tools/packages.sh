@@ -6,8 +6,8 @@
 packages_build=(gcc meson ninja-build pkg-config libc6-dev liburing-dev libxxhash-dev
                 libjansson-dev)
 # shellcheck disable=SC2034
-packages_test=(clang libclang-rt-14-dev libcmocka-dev libseccomp-dev strace spin shellcheck scdoc
-               python3)
+packages_test=(g++ clang libclang-rt-14-dev libcmocka-dev libseccomp-dev libdnnl-dev gnuplot-nox
+               strace spin shellcheck scdoc python3)
 
 # Prints those of the given packages that are not installed.
 missing_packages()

@@ -93,39 +93,87 @@ static void end_violator(struct control *control, struct session *session, enum 
     end_session(control, session);
 }
 
-/* The worker's own user and root. */
-static bool is_admitted(uid_t uid)
+/* What a user's sessions have: limits must hold for each, or one user locks out the others. */
+struct usage {
+    uint32_t sessions;
+    uint64_t arena_bytes;
+};
+
+static struct usage usage_of(const struct control *control, uid_t uid)
 {
-    return uid == geteuid() || uid == 0;
+    struct usage usage = {0, 0};
+
+    for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++) {
+        const struct session *session = control->sessions[slot];
+
+        if (!session || session->uid != uid)
+            continue;
+        usage.sessions++;
+        usage.arena_bytes += session->arena.bytes;
+    }
+    return usage;
+}
+
+bool control_has_arena_room(const struct control *control, const struct session *session,
+                            uint64_t arena_bytes)
+{
+    const struct control_config *config = &control->config;
+    uint64_t of_user = usage_of(control, session->uid).arena_bytes;
+
+    return arena_bytes <= config->arena_bytes_max &&
+           control->arena_bytes <= config->arena_bytes_max - arena_bytes &&
+           arena_bytes <= config->uid_arena_bytes_max &&
+           of_user <= config->uid_arena_bytes_max - arena_bytes;
+}
+
+static void refuse(int fd, enum gemmd_status status)
+{
+    send_error(fd, GEMMD_MSG_HELLO, 0, status);
+    close(fd);
+}
+
+/* No descriptor is left: a connection that stayed in the queue would keep the listening socket
+ * readable and this thread turning.  The spare one makes room to say no. */
+static void refuse_one(struct control *control)
+{
+    int fd;
+
+    log_error(LOG_TOPIC_CONTROL, "accept: %s; raise LimitNOFILE", strerror(errno));
+    close(control->spare_fd);
+    fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0)
+        refuse(fd, GEMMD_STATUS_SESSIONS_FULL);
+    control->spare_fd = fcntl(control->lock_fd, F_DUPFD_CLOEXEC, 0);
 }
 
 static void accept_connection(struct control *control)
 {
-    struct ucred peer;
-    socklen_t peer_bytes = sizeof(peer);
     struct session *session;
     struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
     uint32_t slot = 0;
+    pid_t pid = 0;
+    uid_t uid = 0;
     int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
     if (fd < 0) {
         if (errno == EMFILE || errno == ENFILE)
-            log_error(LOG_TOPIC_CONTROL, "accept: %s; raise LimitNOFILE", strerror(errno));
+            refuse_one(control);
         return;
     }
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_bytes) < 0 || !is_admitted(peer.uid)) {
-        send_error(fd, GEMMD_MSG_HELLO, 0, GEMMD_STATUS_DENIED);
-        close(fd);
+    if (!peers_admit(control->config.peers, fd, &pid, &uid)) {
+        log_warn(LOG_TOPIC_CONTROL, "uid %u is not admitted; see --allow-uid and --allow-gid",
+                 (unsigned)uid);
+        refuse(fd, GEMMD_STATUS_DENIED);
         return;
     }
     while (slot < GEMMD_WORKER_SESSIONS_MAX && control->sessions[slot])
         slot++;
-    if (slot == GEMMD_WORKER_SESSIONS_MAX) {
-        send_error(fd, GEMMD_MSG_HELLO, 0, GEMMD_STATUS_SESSIONS_FULL);
-        close(fd);
+    if (slot == GEMMD_WORKER_SESSIONS_MAX ||
+        usage_of(control, uid).sessions >= control->config.uid_sessions_max) {
+        refuse(fd, GEMMD_STATUS_SESSIONS_FULL);
         return;
     }
-    session = session_open(slot, control->next_session_id, fd, peer.pid, peer.uid);
+    session = session_open(slot, control->next_session_id, fd, pid, uid);
     event.data.u64 = slot;
     if (!session || epoll_ctl(control->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
         send_error(fd, GEMMD_MSG_HELLO, 0, GEMMD_STATUS_NO_MEMORY);
@@ -280,6 +328,7 @@ int control_run(struct control *control)
                                control->config.trace ? TRACE_DRAIN_MS : HOUSEKEEPING_MS);
         uint64_t now_ns;
 
+        gemmd_counter_add(&control->rounds, 1);
         if (count < 0 && errno != EINTR)
             return -errno;
         for (int i = 0; i < count && run; i++)
@@ -341,6 +390,9 @@ static int open_socket(struct control *control)
     umask(mask);
     if (error < 0)
         return error;
+    if (peers_open_socket(control->config.peers, control->config.socket) < 0)
+        log_warn(LOG_TOPIC_CONTROL, "%s: cannot be given to the admitted group: only this user "
+                 "and root may connect", control->config.socket);
     return listen(control->listen_fd, SOMAXCONN) < 0 ? -errno : 0;
 }
 
@@ -357,6 +409,10 @@ static int open_descriptors(struct control *control)
     if (control->signal_fd < 0 || control->epoll_fd < 0)
         return -errno;
     error = open_socket(control);
+    if (error == 0) {
+        control->spare_fd = fcntl(control->lock_fd, F_DUPFD_CLOEXEC, 0);
+        error = control->spare_fd < 0 ? -errno : 0;
+    }
     if (error == 0)
         error = watch(control, control->listen_fd, TOKEN_LISTEN);
     if (error == 0)
@@ -376,6 +432,7 @@ int control_open(struct control **out, const struct control_config *config)
         return -ENOMEM;
     control->config = *config;
     control->listen_fd = control->signal_fd = control->epoll_fd = control->lock_fd = -1;
+    control->spare_fd = -1;
     control->next_session_id = 1;
     control->started_ns = clock_now_ns();
     if (getrandom(&control->worker_epoch, sizeof(control->worker_epoch), 0) < 0)
@@ -409,6 +466,7 @@ void control_close(struct control **control_p)
     close_fd(control->listen_fd);
     close_fd(control->signal_fd);
     close_fd(control->epoll_fd);
+    close_fd(control->spare_fd);
     close_fd(control->lock_fd);
     free(control);
     *control_p = NULL;

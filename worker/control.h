@@ -17,12 +17,16 @@
 #include "worker/dispatcher.h"
 #include "worker/layers.h"
 #include "worker/mailbox.h"
+#include "worker/peers.h"
 #include "worker/pool.h"
 #include "worker/session.h"
 #include "worker/trace.h"
 
 struct control_config {
     const char *socket;
+    const struct peers *peers;
+    uint32_t uid_sessions_max;
+    uint64_t arena_bytes_max, uid_arena_bytes_max; /* of all sessions; of one user's */
     int node; /* -1: the machine has no NUMA */
     uint32_t cpu_count, dispatcher_cpu;
     uint32_t ring_start;
@@ -44,6 +48,8 @@ struct control_config {
 struct control {
     struct control_config config;
     int listen_fd, signal_fd, epoll_fd, lock_fd;
+    int spare_fd;    /* given up to refuse a connection when no other is left */
+    uint64_t rounds; /* of the thread's loop; the watchdog reads it */
     struct session *sessions[GEMMD_WORKER_SESSIONS_MAX];
     uint32_t session_count;
     uint32_t next_session_id;
@@ -88,6 +94,10 @@ struct control_answer {
  * also in answer->reply.header.status. */
 enum gemmd_status control_request(struct control *control, struct session *session,
                                   const void *request, struct control_answer *answer);
+
+/* Room for an arena within the limits of the worker and of the session's user? */
+bool control_has_arena_room(const struct control *control, const struct session *session,
+                            uint64_t arena_bytes);
 
 /* Closes the session's layers and its upload; part of its end. */
 void control_release_session(struct control *control, struct session *session);

@@ -22,6 +22,7 @@
 #include "worker/event_loop.h"
 #include "worker/executor.h"
 #include "worker/hot_list.h"
+#include "worker/sandbox.h"
 #include "worker/session.h"
 #include "worker/team.h"
 #include "worker/topology.h"
@@ -257,6 +258,8 @@ static void *run(void *argument)
         dispatcher->start_error =
             event_loop_open(&dispatcher->loop, config->event_level_forced, config->sessions_max,
                             mailbox_fd(config->mailbox));
+    if (dispatcher->start_error == 0)
+        dispatcher->start_error = sandbox_enter(SANDBOX_DISPATCHER);
     sem_post(&dispatcher->started);
     if (dispatcher->start_error)
         return NULL;

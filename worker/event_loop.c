@@ -28,6 +28,7 @@
 
 #include "worker/clock.h"
 #include "worker/event_epoll.h"
+#include "worker/event_limit.h"
 #include "worker/log.h"
 
 /* Linux 6.15: sleeping here is not waiting for a disk. */
@@ -267,7 +268,8 @@ static int ring_probe(struct event_loop *loop)
 
 static int ring_open(struct event_loop *loop)
 {
-    struct io_uring_params params = {.flags = setup_flags[loop->level] | IORING_SETUP_CQSIZE};
+    struct io_uring_params params = {.flags = setup_flags[loop->level] | IORING_SETUP_CQSIZE |
+                                              IORING_SETUP_R_DISABLED};
     unsigned wanted = 2 * loop->sources_max;
     int error;
 
@@ -277,7 +279,8 @@ static int ring_open(struct event_loop *loop)
         return error;
     loop->ring_open = true;
     loop->enter_flags = params.features & FEAT_NO_IOWAIT ? ENTER_NO_IOWAIT : 0;
-    return ring_probe(loop);
+    error = ring_probe(loop);
+    return error < 0 ? error : event_limit_ring(loop->ring.ring_fd);
 }
 
 /* A kernel that has polls but no multishot ones (before 5.13) refuses the first at once. */

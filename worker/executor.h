@@ -72,6 +72,9 @@ bool executor_take(struct executor *executor, struct session_ring *ring);
 /* Runs one slice.  False: nothing waits. */
 bool executor_step(struct executor *executor);
 
+/* slice.c: runs what the scheduler chose.  Returns the time at its end. */
+uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns);
+
 /* Is there a submission that executor_take would take? */
 bool executor_can_take(const struct executor *executor, const struct session_ring *ring);
 

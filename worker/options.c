@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "kernels/cpu.h"
+#include "proto/limits.h"
 #include "worker/log.h"
 #include "worker/topology.h"
 
@@ -25,6 +26,10 @@
 #define POOL_BYTES_MIN   (UINT64_C(1) << 20)
 #define POOL_BYTES_MAX   (UINT64_C(1) << 46) /* half of what x86-64 can map */
 #define POOL_BYTES_START (UINT64_C(1) << 30)
+#define WATCHDOG_S_MAX   3600
+#define WATCHDOG_S_START 30
+/* Leaves room for others when one user opens all the sessions it can. */
+#define UID_SESSIONS_START (GEMMD_WORKER_SESSIONS_MAX - 100)
 
 static const char system_directory[] = "/run/gemmd";
 
@@ -40,6 +45,13 @@ enum option_id {
     OPTION_READY_FD,
     OPTION_RING_START,
     OPTION_NO_COALESCING,
+    OPTION_ALLOW_UID,
+    OPTION_ALLOW_GID,
+    OPTION_UID_SESSIONS,
+    OPTION_ARENA_BYTES,
+    OPTION_UID_ARENA_BYTES,
+    OPTION_WATCHDOG,
+    OPTION_SANDBOX,
     OPTION_VERSION,
     OPTION_HELP,
 };
@@ -56,6 +68,13 @@ static const struct option long_options[] = {
     {"ready-fd", required_argument, NULL, OPTION_READY_FD},
     {"ring-start", required_argument, NULL, OPTION_RING_START},
     {"no-coalescing", no_argument, NULL, OPTION_NO_COALESCING},
+    {"allow-uid", required_argument, NULL, OPTION_ALLOW_UID},
+    {"allow-gid", required_argument, NULL, OPTION_ALLOW_GID},
+    {"uid-sessions", required_argument, NULL, OPTION_UID_SESSIONS},
+    {"arena-bytes", required_argument, NULL, OPTION_ARENA_BYTES},
+    {"uid-arena-bytes", required_argument, NULL, OPTION_UID_ARENA_BYTES},
+    {"watchdog", required_argument, NULL, OPTION_WATCHDOG},
+    {"sandbox", required_argument, NULL, OPTION_SANDBOX},
     {"version", no_argument, NULL, OPTION_VERSION},
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
@@ -78,6 +97,13 @@ static const char help_text[] =
     "  --ready-fd FD        write \"READY\" there once the socket listens\n"
     "  --ring-start N       first index of new rings (0; for tests)\n"
     "  --no-coalescing      each job alone (to measure what sharing brings)\n"
+    "  --allow-uid LIST     users that may connect beside this one and root (none)\n"
+    "  --allow-gid LIST     groups whose members may connect (gemmd, if it exists; \"\": none)\n"
+    "  --uid-sessions N     sessions one user may have (1000)\n"
+    "  --arena-bytes SIZE   limit of all sessions' arenas (half of the machine's memory)\n"
+    "  --uid-arena-bytes SIZE  limit of one user's arenas (three quarters of that)\n"
+    "  --watchdog SECONDS   end when a thread makes no progress for so long (30; 0: never)\n"
+    "  --sandbox MODE       system calls outside the list: errno (they fail), kill or off (errno)\n"
     "  --version, --help\n"
     "\n"
     "Environment: GEMMD_SOCKET, GEMMD_LOG=level|topic:level[,…], GEMMD_CPU_MASK=level[,…],\n"
@@ -183,6 +209,61 @@ static int set_hugepages(struct options *out, const char *text)
     return complain(EX_USAGE, "--hugepages %s: give auto, 1g, 2m, thp or none", text);
 }
 
+static int set_sandbox(struct options *out, const char *text)
+{
+    static const char *const names[] = {"errno", "kill", "off"};
+
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            out->sandbox = (enum sandbox_mode)i;
+            return 0;
+        }
+    }
+    return complain(EX_USAGE, "--sandbox %s: give errno, kill or off", text);
+}
+
+/* Who may connect, and how much one of them may take.  0, an exit code, or -1: not one of these. */
+static int apply_policy(struct options *out, int id, const char *text)
+{
+    uint64_t value;
+
+    switch (id) {
+    case OPTION_ALLOW_UID:
+        if (peers_add_users(&out->peers, text))
+            return 0;
+        return complain(EX_USAGE, "--allow-uid %s: give up to %d users, like 1000,alice", text,
+                        PEERS_MAX);
+    case OPTION_ALLOW_GID:
+        out->groups_set = true;
+        if (peers_add_groups(&out->peers, text))
+            return 0;
+        return complain(EX_USAGE, "--allow-gid %s: give up to %d groups, like 100,users", text,
+                        PEERS_MAX);
+    case OPTION_UID_SESSIONS:
+        if (!parse_number(text, GEMMD_WORKER_SESSIONS_MAX, &value) || value == 0)
+            return complain(EX_USAGE, "--uid-sessions %s: give 1 to %u", text,
+                            GEMMD_WORKER_SESSIONS_MAX);
+        out->uid_sessions = (uint32_t)value;
+        return 0;
+    case OPTION_ARENA_BYTES:
+    case OPTION_UID_ARENA_BYTES:
+        if (parse_bytes(text, id == OPTION_ARENA_BYTES ? &out->arena_bytes : &out->uid_arena_bytes))
+            return 0;
+        return complain(EX_USAGE, "--%sarena-bytes %s: give 1M to 65536G, like 512M or 2G",
+                        id == OPTION_ARENA_BYTES ? "" : "uid-", text);
+    case OPTION_WATCHDOG:
+        if (!parse_number(text, WATCHDOG_S_MAX, &value))
+            return complain(EX_USAGE, "--watchdog %s: give 0 (none) to %d seconds", text,
+                            WATCHDOG_S_MAX);
+        out->watchdog_s = (uint32_t)value;
+        return 0;
+    case OPTION_SANDBOX:
+        return set_sandbox(out, text);
+    default:
+        return -1;
+    }
+}
+
 static int set_ready_fd(struct options *out, const char *text)
 {
     uint64_t fd;
@@ -203,8 +284,11 @@ static int set_ready_fd(struct options *out, const char *text)
 static int apply(struct options *out, int id, const char *text)
 {
     uint64_t value;
+    int code = apply_policy(out, id, text);
 
-    switch ((enum option_id)id) {
+    if (code >= 0)
+        return code;
+    switch (id) {
     case OPTION_NODE:
         return set_node(out, text);
     case OPTION_CPUS:
@@ -241,11 +325,9 @@ static int apply(struct options *out, int id, const char *text)
     case OPTION_NO_COALESCING:
         out->no_coalescing = true;
         return 0;
-    case OPTION_VERSION:
-    case OPTION_HELP:
-        break;
+    default:
+        return complain(EX_USAGE, "see gemmd --help"); /* getopt_long has named the option */
     }
-    return complain(EX_USAGE, "see gemmd --help"); /* getopt_long has named the option */
 }
 
 /* 0, or an exit code. */
@@ -290,6 +372,19 @@ static void set_defaults(struct options *out)
     out->spin_ns = -1;
     out->ready_fd = -1;
     out->event_level_forced = -1;
+    out->uid_sessions = UID_SESSIONS_START;
+    out->watchdog_s = WATCHDOG_S_START;
+}
+
+/* What depends on the machine and was not given. */
+static void set_machine_defaults(struct options *out)
+{
+    if (!out->groups_set)
+        peers_add_default_group(&out->peers);
+    if (out->arena_bytes == 0)
+        out->arena_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
+    if (out->uid_arena_bytes == 0)
+        out->uid_arena_bytes = out->arena_bytes / 4 * 3;
 }
 
 int options_parse(struct options *out, int argc, char **argv, int *exit_code)
@@ -316,6 +411,7 @@ int options_parse(struct options *out, int argc, char **argv, int *exit_code)
         *exit_code = complain(EX_USAGE, "--require-hugepages: needs --hugepages auto, 1g or 2m");
     else
         *exit_code = read_environment(out);
+    set_machine_defaults(out);
     return *exit_code != 0;
 }
 

@@ -7,7 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "worker/peers.h"
 #include "worker/pool.h"
+#include "worker/sandbox.h"
 
 /* sockaddr_un.sun_path. */
 #define OPTIONS_SOCKET_BYTES 108
@@ -24,6 +26,13 @@ struct options {
     uint32_t idle_exit_s;              /* 0: never */
     int ready_fd;                      /* -1: none; else open for writing, and close-on-exec */
     uint32_t ring_start;
+    bool groups_set;                   /* else: the group gemmd is in peers */
+    struct peers peers;                /* admitted beside the own user and root */
+    uint32_t uid_sessions;             /* of one user */
+    uint64_t arena_bytes;              /* of all sessions; 0: half of the machine's memory */
+    uint64_t uid_arena_bytes;          /* of one user; 0: three quarters of the above */
+    uint32_t watchdog_s;               /* 0: none */
+    enum sandbox_mode sandbox;
     uint32_t cpu_mask;                 /* GEMMD_CPU_MASK, to be ANDed with cpu_detect() */
     int event_level_forced;            /* GEMMD_EVENT_LEVEL: 0 … 3; -1: the best that works */
     bool no_coalescing;                /* each job alone */

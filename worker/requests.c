@@ -37,6 +37,8 @@ static enum gemmd_status handle_hello(struct control *control, struct session *s
         return status;
     session->control_only = hello->flags & GEMMD_HELLO_CONTROL_ONLY;
     if (!session->control_only) {
+        if (!control_has_arena_room(control, session, arena))
+            return GEMMD_STATUS_ARENA_NO_MEMORY;
         status = session_create_segments(session, entries, arena, control->config.ring_start,
                                          control->config.node);
         if (status != GEMMD_STATUS_OK)

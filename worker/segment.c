@@ -15,6 +15,11 @@
 #include "worker/memory.h"
 #include "worker/topology.h"
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ  22
+#define MADV_POPULATE_WRITE 23
+#endif
+
 #define SIZE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW)
 #define ALL_SEALS  (SIZE_SEALS | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
 
@@ -66,7 +71,10 @@ int segment_create(struct segment *out, const char *name, uint64_t bytes, bool h
 
 int segment_protect_readonly(struct segment *segment)
 {
-    return mprotect(segment->memory, segment->bytes, PROT_READ) < 0 ? -errno : 0;
+    if (mprotect(segment->memory, segment->bytes, PROT_READ) < 0)
+        return -errno;
+    segment->readonly = true;
+    return 0;
 }
 
 int segment_seal(struct segment *segment)
@@ -83,6 +91,20 @@ int segment_seal(struct segment *segment)
     if (seals < 0)
         return -errno;
     return (seals & ALL_SEALS) == ALL_SEALS ? 0 : -EPERM;
+}
+
+int segment_fill_holes(struct segment *segment)
+{
+    int advice = segment->readonly ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
+    int result;
+
+    do
+        result = madvise(segment->memory, segment->bytes, advice);
+    while (result < 0 && (errno == EINTR || errno == EAGAIN));
+    /* Linux before 5.14 has no such advice: the handler of worker/fault.c is what is left. */
+    if (result == 0 || errno == EINVAL)
+        return 0;
+    return errno == EFAULT ? -ENOMEM : -errno;
 }
 
 void segment_destroy(struct segment *segment)

@@ -17,6 +17,7 @@ struct segment {
     uint64_t bytes;      /* mapped: the request rounded up to whole pages */
     uint32_t page_bytes; /* 4096 or 2 MiB */
     int fd;              /* -1: none */
+    bool readonly;       /* the worker's mapping */
 };
 
 /* `out` is overwritten.  Zeroed, populated, bound to the node (-1: any), mapped read-write, close-
@@ -30,6 +31,10 @@ int segment_protect_readonly(struct segment *segment);
 /* Adds FUTURE_WRITE and SEAL, and verifies all four seals.  0 or -errno; -EPERM: a peer sealed
  * first.  Idempotent. */
 int segment_seal(struct segment *segment);
+
+/* After the seals of a segment that a client held before them: fills holes that it punched in that
+ * time, so that the worker's touch of one is no fault.  0; -ENOMEM: a page cannot be had. */
+int segment_fill_holes(struct segment *segment);
 
 /* Accepts what segment_create made or failed to make, and {.fd = -1}; idempotent. */
 void segment_destroy(struct segment *segment);

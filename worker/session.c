@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "worker/clock.h"
+#include "worker/fault.h"
 #include "worker/log.h"
 
 /* Arenas of this size and more ask for huge pages. */
@@ -78,8 +79,7 @@ static void set_up_ring(struct session *session, uint32_t ring_start)
     gemmd_doorbell_arm(ring->doorbell, &ring->doorbell_epoch);
 }
 
-/* The table of jobs in flight. */
-static bool make_jobs(struct session_ring *ring, uint32_t entries)
+bool session_make_jobs(struct session_ring *ring, uint32_t entries)
 {
     ring->jobs = calloc(entries, sizeof(*ring->jobs));
     ring->user_data = calloc(entries, sizeof(*ring->user_data));
@@ -92,11 +92,28 @@ static bool make_jobs(struct session_ring *ring, uint32_t entries)
     return true;
 }
 
+void session_free_jobs(struct session_ring *ring)
+{
+    free(ring->jobs);
+    free(ring->user_data);
+    free(ring->jobs_free);
+    ring->jobs = NULL;
+    ring->user_data = NULL;
+    ring->jobs_free = NULL;
+}
+
+static int watch_segment(struct session *session, const struct segment *segment)
+{
+    return fault_watch(segment->memory, segment->bytes, segment->page_bytes,
+                       &session->ring.violation);
+}
+
 static void destroy_segments(struct session *session)
 {
-    free(session->ring.jobs);
-    free(session->ring.user_data);
-    free(session->ring.jobs_free);
+    session_free_jobs(&session->ring);
+    fault_unwatch(session->c2w.memory);
+    fault_unwatch(session->w2c.memory);
+    fault_unwatch(session->arena.memory);
     segment_destroy(&session->c2w);
     segment_destroy(&session->w2c);
     segment_destroy(&session->arena);
@@ -115,7 +132,7 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
     int error = -ENOMEM;
 
     session->ring_entries = ring_entries;
-    if (!make_jobs(&session->ring, ring_entries))
+    if (!session_make_jobs(&session->ring, ring_entries))
         goto fail;
     /* Rings stay on 4 KiB pages: huge ones for 1,000 sessions would be 4 GB. */
     error = segment_create(&session->c2w, "gemmd-c2w", c2w_bytes, false, node);
@@ -128,10 +145,11 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
                            arena_bytes >= ARENA_HUGE_BYTES, node);
     if (error < 0)
         goto fail;
-    status = GEMMD_STATUS_INTERNAL;
+    status = GEMMD_STATUS_NO_MEMORY; /* of descriptors: the log says so */
     session->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (session->kick_fd < 0)
         goto fail;
+    status = GEMMD_STATUS_INTERNAL;
 
     fill_header(&session->c2w, GEMMD_SEGMENT_C2W, ring_entries, ring_start, session->id);
     fill_header(&session->w2c, GEMMD_SEGMENT_W2C, ring_entries, ring_start, session->id);
@@ -142,6 +160,12 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
     error = segment_protect_readonly(&session->c2w);
     if (error == 0)
         error = segment_seal(&session->w2c);
+    if (error == 0)
+        error = watch_segment(session, &session->c2w);
+    if (error == 0)
+        error = watch_segment(session, &session->w2c);
+    if (error == 0)
+        error = watch_segment(session, &session->arena);
     if (error < 0)
         goto fail;
     return GEMMD_STATUS_OK;
@@ -159,8 +183,15 @@ enum gemmd_status session_seal(struct session *session)
 
     if (error == 0)
         error = segment_seal(&session->arena);
+    /* Until here the client could punch holes; from here on nobody can. */
+    if (error == 0)
+        error = segment_fill_holes(&session->c2w);
+    if (error == 0)
+        error = segment_fill_holes(&session->arena);
     if (error < 0)
         log_error(LOG_TOPIC_SESSION, "sealing session %u: %s", session->id, strerror(-error));
+    if (error == -ENOMEM)
+        return GEMMD_STATUS_ARENA_NO_MEMORY;
     return error < 0 ? GEMMD_STATUS_INTERNAL : GEMMD_STATUS_OK;
 }
 

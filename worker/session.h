@@ -116,8 +116,13 @@ struct session *session_open(uint32_t slot, uint32_t id, int fd, pid_t pid, uid_
 enum gemmd_status session_create_segments(struct session *session, uint32_t ring_entries,
                                           uint64_t arena_bytes, uint32_t ring_start, int node);
 
-/* The client has mapped its segments: seals them and verifies the seals.  OK or INTERNAL. */
+/* The client has mapped its segments: seals them, verifies the seals, and fills holes made before
+ * them.  OK, ARENA_NO_MEMORY (a hole that cannot be filled) or INTERNAL. */
 enum gemmd_status session_seal(struct session *session);
+
+/* The table of a ring's jobs in flight; part of session_create_segments.  False: no memory. */
+bool session_make_jobs(struct session_ring *ring, uint32_t entries);
+void session_free_jobs(struct session_ring *ring);
 
 /* Frees everything; the dispatcher must have let go.  Layers are the caller's to release first.
  * Accepts NULL and half-built sessions; *session becomes NULL. */

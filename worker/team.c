@@ -25,6 +25,7 @@
 
 #include "proto/ring.h"
 #include "worker/clock.h"
+#include "worker/sandbox.h"
 #include "worker/topology.h"
 
 #define CLOSED UINT32_MAX
@@ -165,6 +166,8 @@ static void *run_member(void *argument)
     pthread_setname_np(pthread_self(), "gemmd-team");
     member->tid = (pid_t)syscall(SYS_gettid);
     member->start_error = topology_pin_thread(&cpus);
+    if (member->start_error == 0)
+        member->start_error = sandbox_enter(SANDBOX_DISPATCHER);
     member->since_ns = clock_now_ns();
     sem_post(&team->started);
     while (!atomic_load_explicit(&team->stop, memory_order_acquire))

@@ -18,14 +18,18 @@
 #include <unistd.h>
 
 #include "kernels/gemm.h"
+#include "worker/clock.h"
 #include "worker/control.h"
 #include "worker/dispatcher.h"
+#include "worker/fault.h"
 #include "worker/layers.h"
 #include "worker/log.h"
 #include "worker/mailbox.h"
+#include "worker/sandbox.h"
 #include "worker/segment.h"
 #include "worker/topology.h"
 #include "worker/trace.h"
+#include "worker/watchdog.h"
 
 /* About what a wake-up costs in a guest (26-53 us, reference/transport.md): never more than twice
  * the optimum, whatever the gap between jobs. */
@@ -47,6 +51,7 @@ struct worker {
     struct trace *trace; /* NULL: none */
     struct dispatcher *dispatcher;
     struct control *control;
+    struct watchdog *watchdog;
     char lost[256]; /* what start-up had to do without, the pool's part excepted; "" = nothing */
 };
 
@@ -172,6 +177,14 @@ static void pin_control_thread(const struct worker *worker)
 
 /* ---- the parts ------------------------------------------------------------------------------- */
 
+static uint64_t measure_kernel(const struct gemm_kernel *kernel)
+{
+    uint64_t start_ns = clock_now_ns();
+
+    gemm_probe_run(kernel);
+    return clock_now_ns() - start_ns;
+}
+
 static int open_stats(struct worker *worker)
 {
     struct gemmd_stats_page *page;
@@ -232,7 +245,9 @@ static int open_dispatcher(struct worker *worker)
 
     CPU_CLR(worker->dispatcher_cpu, &config.team_cpus);
     worker->violation_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    error = worker->violation_fd < 0 ? -errno : mailbox_open(&worker->mailbox);
+    error = worker->violation_fd < 0 ? -errno : fault_open(worker->violation_fd);
+    if (error == 0)
+        error = mailbox_open(&worker->mailbox);
     if (error == 0) {
         config.mailbox = worker->mailbox;
         config.violation_fd = worker->violation_fd;
@@ -252,6 +267,10 @@ static int open_control(struct worker *worker)
     struct options *options = &worker->options;
     struct control_config config = {
         .socket = options->socket,
+        .peers = &options->peers,
+        .uid_sessions_max = options->uid_sessions,
+        .arena_bytes_max = options->arena_bytes,
+        .uid_arena_bytes_max = options->uid_arena_bytes,
         .node = worker->node,
         .cpu_count = (uint32_t)CPU_COUNT(&worker->cpus),
         .dispatcher_cpu = (uint32_t)worker->dispatcher_cpu,
@@ -288,6 +307,26 @@ static int open_control(struct worker *worker)
     return error == -EADDRINUSE ? EX_UNAVAILABLE : error < 0 ? EX_OSERR : 0;
 }
 
+/* The last step of the start: from here on the control thread has what it needs. */
+static int close_the_doors(struct worker *worker)
+{
+    const struct watchdog_config config = {.stats = worker->stats.memory,
+                                           .control_rounds = &worker->control->rounds,
+                                           .limit_s = worker->options.watchdog_s};
+    int error = watchdog_open(&worker->watchdog, &config);
+
+    if (error < 0) {
+        log_error(LOG_TOPIC_WORKER, "starting the watchdog: %s", strerror(-error));
+        return EX_OSERR;
+    }
+    error = sandbox_enter(SANDBOX_CONTROL);
+    if (error < 0) {
+        log_error(LOG_TOPIC_WORKER, "seccomp: %s; --sandbox off does without", strerror(-error));
+        return EX_OSERR;
+    }
+    return 0;
+}
+
 static void say_ready(struct worker *worker)
 {
     static const char ready[] = "READY\n";
@@ -318,18 +357,23 @@ int worker_open(struct worker **out, const struct options *options)
     worker->options = *options;
     worker->stats.fd = worker->violation_fd = -1;
     set_up_process();
+    if (sandbox_open(options->sandbox) < 0) {
+        log_error(LOG_TOPIC_WORKER, "no_new_privs: %s", strerror(errno));
+        code = EX_OSERR;
+        goto fail;
+    }
     if (topology_open(&worker->topology, NULL) < 0) {
         log_error(LOG_TOPIC_WORKER, "the CPUs cannot be read from sysfs; is /sys mounted?");
         code = EX_OSERR;
         goto fail;
     }
-    worker->kernel = gemm_select(cpu_detect() & options->cpu_mask);
     code = choose_node(worker);
     if (code == 0)
         code = choose_cpus(worker);
     if (code)
         goto fail;
     pin_control_thread(worker); /* before memory is touched: it lands on the node */
+    worker->kernel = gemm_select_measured(cpu_detect() & options->cpu_mask, measure_kernel);
     code = open_memory(worker);
     if (code == 0)
         code = open_trace(worker);
@@ -337,6 +381,8 @@ int worker_open(struct worker **out, const struct options *options)
         code = open_dispatcher(worker);
     if (code == 0)
         code = open_control(worker);
+    if (code == 0)
+        code = close_the_doors(worker);
     if (code)
         goto fail;
     say_ready(worker);
@@ -363,6 +409,7 @@ void worker_close(struct worker **worker_p)
 
     if (!worker)
         return;
+    watchdog_close(&worker->watchdog);
     control_close(&worker->control);
     dispatcher_close(&worker->dispatcher);
     mailbox_close(&worker->mailbox);

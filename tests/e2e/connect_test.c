@@ -88,7 +88,7 @@ static void test_bad_options(void **state)
             options.size = 3;
             break;
         default:
-            options.reserved[7] = 1;
+            options.reserved[6] = 1;
             break;
         }
         assert_int_equal(gemmd_connect(&options, &session), -EINVAL);

@@ -88,14 +88,34 @@ void *check_alloc(size_t bytes);
 void check_pack(const struct gemm_kernel *kernel);
 void check_ukernel(const struct gemm_kernel *kernel);
 void check_epilogue(const struct gemm_kernel *kernel);
+void check_activation(const struct gemm_kernel *kernel);
 void check_run(const struct gemm_kernel *kernel);
+void check_dynamic(const struct gemm_kernel *kernel);
 
 /* Once per run: fixed cases with answers worked out by hand, against the reference. */
 void check_reference(void);
+void check_activation_reference(void);
+void check_quantize_reference(void);
 void check_cpu(void);
+void check_select(void);
+
+/* The AMX kernel on a model of the tiles (amx_model.c; x86-64 only), and whether it left them
+ * released. */
+const struct gemm_kernel *amx_model(void);
+bool amx_model_released(void);
+
+/* Prints what gemm_select_measured chooses here. */
+void report_select(uint32_t levels);
+
+/* Tables of their own, each row printed as PASS, FAIL or SKIP. */
+void check_quantize(uint32_t levels);
+void check_int4(uint32_t levels);
 
 /* GOPS of every kernel of `levels` whose name contains `filter` (NULL: all). */
 void bench(uint32_t levels, const char *filter);
+
+/* The cost of epilogues, float rows and int4 weights, on the best of `levels`. */
+void bench_operands(uint32_t levels);
 
 /* The oracle of all: sum over t of a[t] * b[t], with a as u8 or s8. */
 int32_t oracle_dot(size_t k, const uint8_t *a, enum gemm_type a_type, const int8_t *b);

@@ -4,22 +4,33 @@
  */
 #include "tests/kernel/check.h"
 
+#include <errno.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { COLUMNS = 4 * GEMM_NR_MAX, CANARY = 0xc3 };
+enum { COLUMNS = 4 * GEMM_NR_MAX, CANARY = 0xc3, TILES = 6000, ROWS_BEFORE_MAX = 5 };
 
 gemm_epilogue_fn gemm_epilogue_ref;
 
-static const enum gemm_type c_types[] = {GEMM_TYPE_U8, GEMM_TYPE_S8, GEMM_TYPE_S32, GEMM_TYPE_F32};
+static const enum gemm_type c_types[] = {GEMM_TYPE_U8, GEMM_TYPE_S8, GEMM_TYPE_S32, GEMM_TYPE_F32,
+                                         GEMM_TYPE_BF16};
 
 struct arrays {
     _Alignas(GEMM_ALIGN) int32_t acc[GEMM_MR_MAX * GEMM_NR_MAX];
     _Alignas(GEMM_ALIGN) int32_t offset[COLUMNS];
+    _Alignas(GEMM_ALIGN) int32_t column_sums[COLUMNS];
+    _Alignas(GEMM_ALIGN) int32_t b_zero_points[COLUMNS];
     _Alignas(GEMM_ALIGN) float scale[COLUMNS];
     _Alignas(GEMM_ALIGN) float bias[COLUMNS];
+    _Alignas(GEMM_ALIGN) float weighted_sums[COLUMNS];
+    float row_scales[ROWS_BEFORE_MAX + GEMM_MR_MAX];
+    int32_t row_zero_points[ROWS_BEFORE_MAX + GEMM_MR_MAX];
+    int32_t row_sums[ROWS_BEFORE_MAX + GEMM_MR_MAX];
+    const void *residual[ROWS_BEFORE_MAX + GEMM_MR_MAX];
+    struct guard c, residual_last; /* the last row of each: exactly n columns, then a fault */
+    uint8_t residual_rows[GEMM_MR_MAX][GEMM_NR_MAX * 4];
 };
 
 /* A finite float of any kind: ordinary, huge, subnormal, zero, or one whose product ends in .5 */
@@ -61,14 +72,41 @@ static int32_t hostile_s32(void)
     }
 }
 
-static void arrays_fill(struct arrays *x, bool ties)
+/* Any float at all, NaN and infinities more often than chance would have them. */
+static float any_float(void)
 {
-    for (size_t i = 0; i < GEMM_MR_MAX * GEMM_NR_MAX; i++)
+    static const uint32_t patterns[] = {0x7fc00000, 0xffc00000, 0x7f800001, 0xff812345,
+                                        0x7f800000, 0xff800000, 0x7f7fffff, 0x80000000};
+    uint32_t bits = random_below(4) ? (uint32_t)random_u64() : patterns[random_below(8)];
+    float value;
+
+    if (random_below(3) == 0)
+        return hostile_float();
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+static void arrays_fill(struct arrays *x, bool ties, bool float_acc)
+{
+    for (size_t i = 0; i < GEMM_MR_MAX * GEMM_NR_MAX; i++) {
+        float f = any_float();
+
         x->acc[i] = ties ? (int32_t)random_below(1024) - 512 : hostile_s32();
+        if (float_acc)
+            memcpy(&x->acc[i], &f, sizeof(f));
+    }
     for (size_t j = 0; j < COLUMNS; j++) {
         x->offset[j] = ties ? 0 : hostile_s32();
+        x->column_sums[j] = hostile_s32();
+        x->b_zero_points[j] = (int32_t)random_below(256) - 128;
         x->scale[j] = ties ? 0.5f : hostile_float();
         x->bias[j] = ties ? 0.0f : hostile_float();
+        x->weighted_sums[j] = hostile_float();
+    }
+    for (size_t i = 0; i < ROWS_BEFORE_MAX + GEMM_MR_MAX; i++) {
+        x->row_scales[i] = hostile_float();
+        x->row_zero_points[i] = (int32_t)random_below(256);
+        x->row_sums[i] = hostile_s32();
     }
 }
 
@@ -88,71 +126,220 @@ static int32_t any_zero_point(enum gemm_type c_type)
     }
 }
 
-/* One tile: kernel and reference into equally placed rows, compared with all bytes around. */
+/* n elements of the residual, of any kind. */
+static void residual_fill(enum gemm_type type, size_t n, uint8_t *to)
+{
+    size_t bytes = gemm_type_bytes(type);
+
+    for (size_t j = 0; j < n; j++) {
+        float f = any_float();
+        uint32_t bits;
+
+        memcpy(&bits, &f, sizeof(bits));
+        bits >>= bytes == 4 ? 0 : 32 - 8 * bytes; /* the upper half: the same float as bf16 */
+        memcpy(to + j * bytes, &bits, bytes);
+    }
+}
+
+/* The extra steps, each present in every second tile. */
+static void extend(struct gemm_epilogue *epilogue, struct arrays *x, size_t m, size_t n, size_t row,
+                   size_t column)
+{
+    enum gemm_type type = epilogue->c_type;
+
+    if (random_below(2))
+        epilogue->row_scales = x->row_scales;
+    if (random_below(2))
+        epilogue->row_zero_points = x->row_zero_points;
+    if (random_below(2) && !epilogue->weighted_sums)
+        epilogue->row_sums = x->row_sums;
+    if (type == GEMM_TYPE_S32 || random_below(2))
+        return;
+    if (gemm_type_bytes(type) != 1)
+        type = random_below(2) ? GEMM_TYPE_F32 : GEMM_TYPE_BF16;
+    epilogue->residual = x->residual;
+    epilogue->residual_type = type;
+    epilogue->residual_zero_point = any_zero_point(type);
+    epilogue->residual_scale = hostile_float();
+    guard_place(&x->residual_last, n * gemm_type_bytes(type),
+                random_below(2) ? GUARD_AFTER : GUARD_BEFORE);
+    for (size_t i = 0; i < m; i++) {
+        uint8_t *data = i + 1 == m ? x->residual_last.data : x->residual_rows[i];
+
+        residual_fill(type, n, data);
+        x->residual[row + i] = data - column * gemm_type_bytes(type);
+    }
+}
+
+/* One tile: kernel and reference into equally placed rows, compared with all bytes around.  The
+ * last row has a guard page right behind it, or right before. */
 static void check_tile(const struct gemm_kernel *kernel, const struct gemm_epilogue *epilogue,
-                       const int32_t *acc, size_t m, size_t n, size_t column, struct guard *row)
+                       struct arrays *x, size_t m, size_t n, size_t row, size_t column)
 {
     size_t bytes = gemm_type_bytes(epilogue->c_type);
-    size_t row_bytes = (column + n) * bytes;
-    uint8_t expected[COLUMNS * 4];
-    uint8_t *last = row->data + row->bytes - row_bytes; /* ends at the guard page */
+    uint8_t expected[GEMM_NR_MAX * 4];
     uint8_t *c[GEMM_MR_MAX], *c_ref[GEMM_MR_MAX];
     uint8_t scratch[GEMM_MR_MAX][COLUMNS * 4 + 64], scratch_ref[GEMM_MR_MAX][COLUMNS * 4 + 64];
+    size_t inner = x->c.mapping_bytes - 2 * 4096, dirty = 0;
 
     memset(scratch, CANARY, sizeof(scratch));
     memset(scratch_ref, CANARY, sizeof(scratch_ref));
-    memset(row->data, CANARY, row->bytes);
-    memset(expected, CANARY, sizeof(expected));
+    guard_place(&x->c, n * bytes, random_below(2) ? GUARD_AFTER : GUARD_BEFORE);
+    memset(x->c.mapping + 4096, CANARY, inner);
     for (size_t i = 0; i < m; i++) { /* every alignment, 4-byte types included */
-        c[i] = i + 1 == m ? last : scratch[i] + 16 + i;
-        c_ref[i] = i + 1 == m ? expected : scratch_ref[i] + 16 + i;
+        c[i] = i + 1 == m ? x->c.data - column * bytes : scratch[i] + 16 + i;
+        c_ref[i] = i + 1 == m ? expected - column * bytes : scratch_ref[i] + 16 + i;
     }
-    kernel->epilogue(m, n, kernel->nr, acc, epilogue, column, (void *const *)c);
-    gemm_epilogue_ref(m, n, kernel->nr, acc, epilogue, column, (void *const *)c_ref);
+    kernel->epilogue(m, n, kernel->nr, x->acc, epilogue, row, column, (void *const *)c);
+    gemm_epilogue_ref(m, n, kernel->nr, x->acc, epilogue, row, column, (void *const *)c_ref);
     check(!memcmp(scratch, scratch_ref, sizeof(scratch)), "rows or their surroundings differ");
-    check(!memcmp(last, expected, row_bytes), "guarded row differs");
-    for (uint8_t *p = row->data; p < last; p++) {
-        if (*p != CANARY) {
-            check(false, "wrote before the row");
-            break;
-        }
+    check(!memcmp(x->c.data, expected, n * bytes), "guarded row differs");
+    for (uint8_t *p = x->c.mapping + 4096; p < x->c.mapping + 4096 + inner; p++)
+        dirty += (p < x->c.data || p >= x->c.data + n * bytes) && *p != CANARY;
+    check(dirty == 0, "%zu bytes outside the row were written", dirty);
+}
+
+static void check_random_tile(const struct gemm_kernel *kernel, struct arrays *x, int round)
+{
+    bool ties = round % 8 == 0, float_acc = false;
+    enum gemm_type c_type = c_types[random_below(5)];
+    size_t n = (size_t)round < kernel->nr ? (size_t)round + 1 : random_below(kernel->nr) + 1;
+    size_t m = 1 + random_below(kernel->mr), row = random_below(ROWS_BEFORE_MAX + 1);
+    size_t column = random_below(COLUMNS / kernel->nr) * kernel->nr;
+    struct gemm_epilogue epilogue = {
+        .a_type = round % 2 ? GEMM_TYPE_S8 : GEMM_TYPE_U8,
+        .c_type = c_type,
+        .c_zero_point = any_zero_point(c_type),
+        .inverse_c_scale = ties ? 1.0f : hostile_float(),
+        .clip_lo = hostile_float(),
+        .offset = x->offset,
+        .scale = x->scale,
+        .bias = x->bias,
+        .column_sums = x->column_sums,
+        .b_zero_points = x->b_zero_points,
+    };
+
+    if (c_type != GEMM_TYPE_S32) {
+        epilogue.activation = (enum gemm_activation)random_below(GEMM_ACTIVATION_COUNT);
+        float_acc = random_below(4) == 0;
     }
+    epilogue.clip_hi = fmaxf(epilogue.clip_lo, hostile_float());
+    epilogue.weighted_sums = float_acc ? x->weighted_sums : NULL;
+    arrays_fill(x, ties, float_acc);
+    if (random_below(3))
+        extend(&epilogue, x, m, n, row, column);
+    check_step("epilogue m=%zu n=%zu row=%zu column=%zu type=%d activation=%d zero=%d inverse=%a "
+               "extra=%d%d%d%d%d%s",
+               m, n, row, column, c_type, epilogue.activation, epilogue.c_zero_point,
+               (double)epilogue.inverse_c_scale, float_acc, epilogue.row_scales != NULL,
+               epilogue.row_zero_points != NULL, epilogue.row_sums != NULL,
+               epilogue.residual ? epilogue.residual_type : 0, ties ? " ties" : "");
+    check(gemm_epilogue_check(&epilogue, COLUMNS) == 0, "refused");
+    check_tile(kernel, &epilogue, x, m, n, row, column);
+}
+
+/* Whole tiles of u8 after RELU without a zero point, for which a level may leave steps out: with
+ * every kind of scale, 0 and negative ones included. */
+static void check_common_tile(const struct gemm_kernel *kernel, struct arrays *x, int round)
+{
+    static const float inverses[] = {1.0f, 0.0f, -0.0f, -1.0f, FLT_MIN, 1e-45f, FLT_MAX};
+    size_t m = 1 + random_below(kernel->mr);
+    size_t column = random_below(COLUMNS / kernel->nr) * kernel->nr;
+    bool ties = round % 2;
+    struct gemm_epilogue epilogue = {
+        .a_type = GEMM_TYPE_U8,
+        .c_type = GEMM_TYPE_U8,
+        .activation = GEMM_ACTIVATION_RELU,
+        .inverse_c_scale = ties         ? 1.0f
+                           : round % 16 ? hostile_float()
+                                        : inverses[random_below(7)],
+        .offset = x->offset,
+        .scale = x->scale,
+        .bias = x->bias,
+    };
+
+    arrays_fill(x, ties, false);
+    check_step("common epilogue m=%zu n=%u column=%zu inverse=%a%s", m, kernel->nr, column,
+               (double)epilogue.inverse_c_scale, ties ? " ties" : "");
+    check_tile(kernel, &epilogue, x, m, kernel->nr, 0, column);
 }
 
 void check_epilogue(const struct gemm_kernel *kernel)
 {
     struct arrays *x = check_alloc(sizeof(*x));
-    struct guard row;
 
-    guard_alloc(&row, COLUMNS * 4);
-    for (int round = 0; round < 3 * 64; round++) {
-        for (size_t type = 0; type < sizeof(c_types) / sizeof(c_types[0]); type++) {
-            bool ties = round % 4 == 0;
-            enum gemm_activation activation = (enum gemm_activation)(round / 2 % 2);
-            struct gemm_epilogue epilogue = {
-                .a_type = round % 2 ? GEMM_TYPE_S8 : GEMM_TYPE_U8,
-                .c_type = c_types[type],
-                .activation = activation,
-                .c_zero_point = any_zero_point(c_types[type]),
-                .inverse_c_scale = ties ? 1.0f : hostile_float(),
-                .offset = x->offset,
-                .scale = x->scale,
-                .bias = x->bias,
-            };
-            size_t n =
-                (size_t)round < kernel->nr ? (size_t)round + 1 : random_below(kernel->nr) + 1;
-            size_t m = 1 + random_below(kernel->mr);
-            size_t column = random_below(COLUMNS / kernel->nr) * kernel->nr;
-
-            check_step("epilogue m=%zu n=%zu column=%zu type=%d relu=%d zero=%d inverse=%a%s", m, n,
-                       column, epilogue.c_type, activation, epilogue.c_zero_point,
-                       (double)epilogue.inverse_c_scale, ties ? " ties" : "");
-            arrays_fill(x, ties);
-            check_tile(kernel, &epilogue, x->acc, m, n, column, &row);
-        }
-    }
-    guard_free(&row);
+    guard_alloc(&x->c, GEMM_NR_MAX * 4);
+    guard_alloc(&x->residual_last, GEMM_NR_MAX * 4);
+    for (int round = 0; round < TILES; round++)
+        check_random_tile(kernel, x, round);
+    for (int round = 0; round < TILES / 4; round++)
+        check_common_tile(kernel, x, round);
+    guard_free(&x->c);
+    guard_free(&x->residual_last);
     free(x);
+}
+
+/* ---- what a layer's creation refuses --------------------------------------------------------- */
+
+static void check_refusals(void)
+{
+    static const float ordinary[2] = {1.0f, 2.0f}, broken[2] = {1.0f, NAN}, wide[2] = {INFINITY, 0};
+    static const int32_t zeros[2];
+    static const void *rows[1];
+    const struct gemm_epilogue good = {
+        .a_type = GEMM_TYPE_U8,
+        .c_type = GEMM_TYPE_U8,
+        .inverse_c_scale = 1.0f,
+        .offset = zeros,
+        .scale = ordinary,
+        .bias = ordinary,
+    };
+    struct gemm_epilogue bad;
+
+    check_step("gemm_epilogue_check");
+    check(gemm_epilogue_check(&good, 2) == 0, "a plain layer");
+#define REFUSED(...)                                                                               \
+    do {                                                                                           \
+        bad = good;                                                                                \
+        __VA_ARGS__;                                                                               \
+        check(gemm_epilogue_check(&bad, 2) == -EINVAL, "accepted " #__VA_ARGS__);                  \
+    } while (0)
+    REFUSED(bad.a_type = GEMM_TYPE_F32);
+    REFUSED(bad.c_type = (enum gemm_type)0);
+    REFUSED(bad.c_type = (enum gemm_type)6);
+    REFUSED(bad.activation = GEMM_ACTIVATION_COUNT);
+    REFUSED(bad.c_type = GEMM_TYPE_S32, bad.activation = GEMM_ACTIVATION_RELU);
+    REFUSED(bad.activation = GEMM_ACTIVATION_CLIP, bad.clip_lo = 1.0f, bad.clip_hi = 0.5f);
+    REFUSED(bad.activation = GEMM_ACTIVATION_CLIP, bad.clip_hi = NAN);
+    REFUSED(bad.activation = GEMM_ACTIVATION_CLIP, bad.clip_hi = INFINITY);
+    REFUSED(bad.c_zero_point = 256);
+    REFUSED(bad.c_zero_point = -1);
+    REFUSED(bad.c_type = GEMM_TYPE_F32, bad.c_zero_point = 1);
+    REFUSED(bad.inverse_c_scale = INFINITY);
+    REFUSED(bad.scale = broken);
+    REFUSED(bad.bias = wide);
+    REFUSED(bad.scale = NULL);
+    REFUSED(bad.offset = NULL);
+    REFUSED(bad.row_zero_points = zeros);
+    REFUSED(bad.row_sums = zeros);
+    REFUSED(bad.weighted_sums = broken);
+    REFUSED(bad.c_type = GEMM_TYPE_S32, bad.weighted_sums = ordinary);
+    REFUSED(bad.residual = rows, bad.residual_type = GEMM_TYPE_S8);
+    REFUSED(bad.residual = rows, bad.residual_type = GEMM_TYPE_U8, bad.residual_scale = NAN);
+    REFUSED(bad.residual = rows, bad.residual_type = GEMM_TYPE_U8, bad.residual_zero_point = -1);
+    REFUSED(bad.c_type = GEMM_TYPE_F32, bad.residual = rows, bad.residual_type = GEMM_TYPE_S32);
+#undef REFUSED
+    check_step("gemm_k_check");
+    check(gemm_k_check(1, false) == 0 && gemm_k_check(65536, false) == 0, "k inside");
+    check(gemm_k_check(0, false) == -ERANGE && gemm_k_check(65537, false) == -ERANGE &&
+              gemm_k_check(UINT32_MAX, false) == -ERANGE,
+          "k outside");
+    check(gemm_k_check(33025, true) == 0 && gemm_k_check(33026, true) == -ERANGE, "k, zero points");
+    /* The limits are the largest: one more product of the extremes would pass 2^31 - 1. */
+    check(INT64_C(255) * 128 * GEMM_K_MAX <= INT32_MAX, "u8 * s8");
+    check(INT64_C(255) * 255 * GEMM_K_MAX_B_ZERO_POINTS <= INT32_MAX &&
+              INT64_C(255) * 255 * (GEMM_K_MAX_B_ZERO_POINTS + 1) > INT32_MAX,
+          "u8 * (s8 - zero point)");
 }
 
 /* ---- the reference against paper ------------------------------------------------------------- */
@@ -196,6 +383,7 @@ static const struct paper_case paper_cases[] = {
 void check_reference(void)
 {
     check_context.kernel_name = "epilogue_ref";
+    check_refusals();
     for (size_t i = 0; i < sizeof(paper_cases) / sizeof(paper_cases[0]); i++) {
         const struct paper_case *p = &paper_cases[i];
         struct gemm_epilogue epilogue = {
@@ -213,10 +401,10 @@ void check_reference(void)
 
         check_step("paper case %zu", i);
         epilogue.c_type = GEMM_TYPE_S32;
-        gemm_epilogue_ref(1, 1, 1, &p->acc, &epilogue, 0, (void *[]){&s32});
+        gemm_epilogue_ref(1, 1, 1, &p->acc, &epilogue, 0, 0, (void *[]){&s32});
         check(s32 == p->s32, "s32 %d, expected %d", s32, p->s32);
         epilogue.c_type = GEMM_TYPE_F32;
-        gemm_epilogue_ref(1, 1, 1, &p->acc, &epilogue, 0, (void *[]){&f32});
+        gemm_epilogue_ref(1, 1, 1, &p->acc, &epilogue, 0, 0, (void *[]){&f32});
         expected += p->bias;
         if (p->activation == GEMM_ACTIVATION_RELU && !(expected > 0))
             expected = 0;
@@ -224,11 +412,11 @@ void check_reference(void)
               (double)expected);
         epilogue.c_type = GEMM_TYPE_U8;
         epilogue.c_zero_point = p->c_zero_point;
-        gemm_epilogue_ref(1, 1, 1, &p->acc, &epilogue, 0, (void *[]){&u8});
+        gemm_epilogue_ref(1, 1, 1, &p->acc, &epilogue, 0, 0, (void *[]){&u8});
         check(u8 == p->u8, "u8 %d, expected %d", u8, p->u8);
         epilogue.c_type = GEMM_TYPE_S8;
         epilogue.c_zero_point = p->c_zero_point - 128;
-        gemm_epilogue_ref(1, 1, 1, &p->acc, &epilogue, 0, (void *[]){&s8});
+        gemm_epilogue_ref(1, 1, 1, &p->acc, &epilogue, 0, 0, (void *[]){&s8});
         check(s8 == p->s8, "s8 %d, expected %d", s8, p->s8);
     }
 }

@@ -125,7 +125,7 @@ static void compare(const struct job *job, const struct data *d,
             one.offset = &zero;
             one.scale += j;
             one.bias += j;
-            gemm_epilogue_ref(1, 1, 1, &s, &one, 0, (void *[]){row + j * bytes});
+            gemm_epilogue_ref(1, 1, 1, &s, &one, 0, 0, (void *[]){row + j * bytes});
             bad += memcmp(row + j * bytes, (uint8_t *)d->c_rows[i] + j * bytes, bytes) != 0;
         }
     }
@@ -213,6 +213,8 @@ void check_run(const struct gemm_kernel *kernel)
     /* More rows than one block holds (4 tiles of mr at this k); the most rows there can be. */
     struct job long_job = job_random(8 * mr + 1, nr + 1, 21845);
     const struct job tall_job = job_random(GEMM_ROWS_MAX, 7, 9);
+    /* Rows that gemm_run copies, in more than one block: s8, and u8 at no constant distance. */
+    struct job copied_job = job_random(5 * mr + 1, 2 * nr + 1, 1500);
 
     for (size_t m = 0; m < sizeof(m_values) / sizeof(m_values[0]); m++) {
         for (size_t n = 0; n < sizeof(n_values) / sizeof(n_values[0]); n++) {
@@ -225,6 +227,13 @@ void check_run(const struct gemm_kernel *kernel)
     }
     check_types(kernel);
     check_job(kernel, &tall_job);
+    copied_job.c_type = GEMM_TYPE_S32;
+    for (unsigned int bits = 0; bits < 4; bits++) {
+        copied_job.a_type = bits & 1 ? GEMM_TYPE_S8 : GEMM_TYPE_U8;
+        copied_job.gathered = bits & 2;
+        copied_job.a_zero_point = 3;
+        check_job(kernel, &copied_job);
+    }
     long_job.fill = FILL_UNIFORM; /* rows that differ, shown in full: a mixed-up block is seen */
     long_job.c_type = GEMM_TYPE_S32;
     long_job.gathered = false;

@@ -36,6 +36,16 @@ static void operands_close(struct operands *o, const struct gemm_kernel *kernel)
     free(o->b);
 }
 
+static void call(const struct gemm_kernel *kernel, size_t m, size_t k, const uint8_t *const *a,
+                 uint8_t a_flip, const int8_t *panel, int32_t *acc)
+{
+    if (kernel->begin)
+        kernel->begin(m);
+    kernel->ukernel(m, k, a, a_flip, panel, acc);
+    if (kernel->end)
+        kernel->end(m);
+}
+
 /* One call on guarded operands, each element against the oracle. */
 static void check_call(const struct gemm_kernel *kernel, struct operands *o, size_t m, size_t k,
                        enum gemm_type a_type, enum fill fill, enum guard_side side)
@@ -58,7 +68,7 @@ static void check_call(const struct gemm_kernel *kernel, struct operands *o, siz
     guard_place(&o->acc, kernel->mr * kernel->nr * sizeof(int32_t), side);
     acc = (int32_t *)(void *)o->acc.data;
     memset(acc, 0x5a, o->acc.bytes); /* the kernel must overwrite, not add */
-    kernel->ukernel(m, k, rows, shift ? 0x80 : 0, (const int8_t *)o->panel.data, acc);
+    call(kernel, m, k, rows, shift ? 0x80 : 0, (const int8_t *)o->panel.data, acc);
     for (size_t i = 0; i < m; i++) {
         for (size_t j = 0; j < kernel->nr; j++) {
             uint32_t expected = (uint32_t)oracle_dot(k, rows[i], a_type, o->b + j * k) +
@@ -141,7 +151,7 @@ static void check_pairs(const struct gemm_kernel *kernel, uint8_t a_other, int8_
                     a[i][t] = t % 2 == own ? (uint8_t)(row + i) : a_other;
                 rows[i] = a[i];
             }
-            kernel->ukernel(m, k, rows, 0, panel, acc);
+            call(kernel, m, k, rows, 0, panel, acc);
             for (size_t i = 0; i < m; i++) {
                 for (size_t j = 0; j < kernel->nr; j++)
                     bad += acc[i * kernel->nr + j] !=

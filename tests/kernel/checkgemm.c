@@ -2,7 +2,9 @@
  * checkgemm: checkasm for GEMM.  Every kernel of the dispatch table that this machine can run is
  * compared bit for bit with the contract; a level the machine lacks is reported as skipped.
  *
- *     checkgemm [--seed N] [--bench] [NAME]     NAME: only kernels whose name contains it
+ *     checkgemm [--seed N] [--bench | --bench-operands] [NAME]
+ *
+ * NAME: only kernels whose name contains it.
  *
  * GEMMD_CPU_MASK removes levels.  Exit 0 passed, 1 failed, 77 only the reference could run.
  * The closing line "N passed, N failed, N skipped" counts kernels.
@@ -119,7 +121,9 @@ static bool run_kernel(const struct gemm_kernel *kernel)
     check_pack(kernel);
     check_ukernel(kernel);
     check_epilogue(kernel);
+    check_activation(kernel);
     check_run(kernel);
+    check_dynamic(kernel);
     failures = check_context.failures - failures;
     printf("%s %s (%s): %llu checks\n", failures ? "FAIL" : "PASS", kernel->name,
            cpu_level_name(kernel->level), (unsigned long long)(check_context.checks_done - checks));
@@ -134,7 +138,12 @@ static int run_all(uint32_t present, uint32_t mask, const char *filter)
     const struct gemm_kernel *rows = gemm_kernels(&count);
 
     check_cpu();
+    check_select();
     check_reference();
+    check_activation_reference();
+    check_quantize_reference();
+    check_quantize(present & mask);
+    check_int4(present & mask);
     if (check_context.failures)
         failed++;
     else
@@ -157,6 +166,15 @@ static int run_all(uint32_t present, uint32_t mask, const char *filter)
             failed++;
         }
     }
+#if CHECK_AMX_MODEL
+    if (!filter || strstr(amx_model()->name, filter)) {
+        if (run_kernel(amx_model()) && amx_model_released())
+            passed++;
+        else
+            failed++;
+    }
+#endif
+    report_select(present & mask);
     printf("%u passed, %u failed, %u skipped\n", passed, failed, skipped);
     if (failed)
         return 1;
@@ -166,19 +184,21 @@ static int run_all(uint32_t present, uint32_t mask, const char *filter)
 int main(int argc, char **argv)
 {
     const char *filter = NULL;
-    bool want_bench = false;
+    bool want_bench = false, want_bench_operands = false;
     uint32_t present = cpu_detect(), mask;
 
     seed = seed_from_time();
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--bench")) {
             want_bench = true;
+        } else if (!strcmp(argv[i], "--bench-operands")) {
+            want_bench_operands = true;
         } else if (!strcmp(argv[i], "--seed") && i + 1 < argc) {
             seed = strtoull(argv[++i], NULL, 0);
         } else if (argv[i][0] != '-') {
             filter = argv[i];
         } else {
-            fprintf(stderr, "usage: checkgemm [--seed N] [--bench] [NAME]\n");
+            fprintf(stderr, "usage: checkgemm [--seed N] [--bench | --bench-operands] [NAME]\n");
             return 1;
         }
     }
@@ -190,6 +210,10 @@ int main(int argc, char **argv)
     random_seed(seed);
     if (want_bench) {
         bench(present & mask, filter);
+        return 0;
+    }
+    if (want_bench_operands) {
+        bench_operands(present & mask);
         return 0;
     }
     for (size_t i = 0; i < 4; i++)

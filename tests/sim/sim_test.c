@@ -117,8 +117,8 @@ int main(int argc, char **argv)
     struct timespec now;
     int option;
 
-    clock_gettime(CLOCK_REALTIME, &now);
-    seed = (uint64_t)now.tv_sec * 1000000;
+    clock_gettime(CLOCK_MONOTONIC, &now); /* other seeds on each run */
+    seed = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (option) {

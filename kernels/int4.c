@@ -1,0 +1,224 @@
+/*
+ * int4 weights: the table of levels, packing, quantising, and the loops around the micro-kernels.
+ *
+ * Cost of packing: a pass over the weights, once per layer, plain.
+ */
+#include "kernels/int4.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+enum {
+    KR = 8,                     /* k of a block: 4 in the low halves, 4 in the high ones */
+    A_BLOCK_BYTES = 512 * 1024, /* as the macro-kernel's */
+    GROUPS_MAX = GEMM_K_MAX / 32,
+};
+
+int4_ukernel_fn gemm_u8s4f32_1x16c8_ref;
+gemm_epilogue_fn gemm_epilogue_ref;
+#if GEMM_X86
+int4_ukernel_fn gemm_u8s4f32_4x64c8_avx512vnni;
+int4_ukernel_fn gemm_u8s4f32_4x16c8_avx2;
+gemm_epilogue_fn gemm_epilogue_avx512;
+gemm_epilogue_fn gemm_epilogue_avx2;
+#endif
+
+static const struct int4_kernel kernels[] = {
+#if GEMM_X86
+    {"gemm_u8s4f32_4x64c8_avx512vnni", CPU_LEVEL_AVX512VNNI, 3, 4, 64,
+     gemm_u8s4f32_4x64c8_avx512vnni, gemm_epilogue_avx512},
+    {"gemm_u8s4f32_4x16c8_avx2", CPU_LEVEL_AVX2, 2, 4, 16, gemm_u8s4f32_4x16c8_avx2,
+     gemm_epilogue_avx2},
+#endif
+    {"gemm_u8s4f32_1x16c8_ref", CPU_LEVEL_REF, 1, 1, 16, gemm_u8s4f32_1x16c8_ref,
+     gemm_epilogue_ref},
+};
+
+enum { KERNEL_COUNT = sizeof(kernels) / sizeof(kernels[0]) };
+
+const struct int4_kernel *int4_kernels(size_t *count)
+{
+    *count = KERNEL_COUNT;
+    return kernels;
+}
+
+const struct int4_kernel *int4_select(uint32_t levels)
+{
+    size_t row = 0;
+
+    while (row + 1 < KERNEL_COUNT && !(levels & (UINT32_C(1) << kernels[row].level)))
+        row++;
+    return &kernels[row];
+}
+
+int int4_check(uint32_t k, uint32_t group)
+{
+    if (group != 32 && group != 64 && group != 128)
+        return -EINVAL;
+    return k >= 1 && k <= GEMM_K_MAX ? 0 : -ERANGE;
+}
+
+static size_t groups_of(uint32_t k, uint32_t group)
+{
+    return (k + (size_t)group - 1) / group;
+}
+
+/* Multipliers and blocks of one group of one panel. */
+static size_t group_bytes(const struct int4_kernel *kernel, uint32_t group)
+{
+    return kernel->nr * (sizeof(uint16_t) + group / 2);
+}
+
+static size_t panel_bytes(const struct int4_kernel *kernel, uint32_t k, uint32_t group)
+{
+    return groups_of(k, group) * group_bytes(kernel, group);
+}
+
+size_t int4_packed_bytes(const struct int4_kernel *kernel, uint32_t n, uint32_t k, uint32_t group)
+{
+    size_t bytes = (n + kernel->nr - (size_t)1) / kernel->nr * panel_bytes(kernel, k, group);
+
+    return (bytes + GEMM_ALIGN - 1) / GEMM_ALIGN * GEMM_ALIGN;
+}
+
+static unsigned int half_of(const uint8_t *row, size_t t)
+{
+    return t % 2 ? row[t / 2] >> 4 : row[t / 2] & 15u;
+}
+
+/* One group of one column; `row` is its weights.  Returns the sum of the weights. */
+static int32_t pack_group(const struct int4_kernel *kernel, size_t begin, size_t length,
+                          const uint8_t *row, size_t column, uint8_t *blocks)
+{
+    int32_t sum = 0;
+
+    for (size_t t = 0; t < length; t++) {
+        unsigned int half = half_of(row, begin + t);
+        size_t at = t / KR * kernel->nr * 4 + column * 4 + t % 4;
+
+        blocks[at] = (uint8_t)(blocks[at] | half << (t % KR < 4 ? 0 : 4));
+        sum += half < 8 ? (int32_t)half : (int32_t)half - 16;
+    }
+    return sum;
+}
+
+void int4_pack(const struct int4_kernel *kernel, uint32_t n, uint32_t k, uint32_t group,
+               const uint8_t *b, size_t stride_bytes, const uint16_t *multipliers, uint8_t *panels,
+               float *weighted_sums)
+{
+    size_t groups = groups_of(k, group);
+
+    assert(n > 0 && int4_check(k, group) == 0 && (uintptr_t)panels % GEMM_ALIGN == 0);
+    memset(panels, 0, int4_packed_bytes(kernel, n, k, group));
+    for (size_t j = 0; j < n; j++) {
+        size_t column = j % kernel->nr;
+        uint8_t *panel = panels + j / kernel->nr * panel_bytes(kernel, k, group);
+        int64_t weighted = 0;
+
+        for (size_t g = 0; g < groups; g++, panel += group_bytes(kernel, group)) {
+            uint16_t multiplier = multipliers[j * groups + g];
+            size_t begin = g * group, length = k - begin < group ? k - begin : group;
+
+            memcpy(panel + column * sizeof(multiplier), &multiplier, sizeof(multiplier));
+            weighted +=
+                (int64_t)multiplier * pack_group(kernel, begin, length, b + j * stride_bytes,
+                                                 column, panel + kernel->nr * sizeof(multiplier));
+        }
+        weighted_sums[j] = (float)weighted;
+    }
+}
+
+void int4_bias(uint32_t n, int32_t a_zero_point, const float *weighted_sums, const float *scale,
+               float *bias)
+{
+    for (uint32_t j = 0; j < n; j++)
+        bias[j] = bias[j] - (float)a_zero_point * weighted_sums[j] * scale[j];
+}
+
+static bool all_zero(size_t count, const float *w)
+{
+    for (size_t t = 0; t < count; t++) {
+        if (w[t] != 0.0f)
+            return false;
+    }
+    return true;
+}
+
+/* The integers of one group at its rounded scale. */
+static void quantise_group(size_t begin, size_t length, const float *w, double scale, uint8_t *b)
+{
+    for (size_t t = begin; t < begin + length; t++) {
+        double q = nearbyint((double)w[t] / scale);
+        int integer = (int)(q < -8 ? -8 : q > 7 ? 7 : q);
+
+        b[t / 2] = (uint8_t)(b[t / 2] | (integer & 15) << t % 2 * 4);
+    }
+}
+
+float int4_quantize(enum quantize_method method, uint32_t k, uint32_t group, const float *w,
+                    uint8_t *b, uint16_t *multipliers)
+{
+    float scales[GROUPS_MAX], most = 0, column;
+
+    assert(int4_check(k, group) == 0);
+    for (size_t g = 0, begin = 0; begin < k; g++, begin += group) {
+        size_t length = k - begin < group ? k - begin : group;
+
+        scales[g] = all_zero(length, w + begin) ? 0 : quantize_scale(method, 4, length, w + begin);
+        most = fmaxf(most, scales[g]);
+    }
+    column = most > 0 ? fmaxf(most / 65535.0f, 0x1p-126f) : 1.0f;
+    memset(b, 0, (k + (size_t)1) / 2);
+    for (size_t g = 0, begin = 0; begin < k; g++, begin += group) {
+        size_t length = k - begin < group ? k - begin : group;
+        double multiplier = nearbyint((double)scales[g] / (double)column);
+
+        multipliers[g] = (uint16_t)fmin(fmax(multiplier, 1), 65535);
+        quantise_group(begin, length, w, multipliers[g] * (double)column, b);
+    }
+    return column;
+}
+
+/* All row tiles of one block, whose first row is `row`, against the panel at `column`. */
+static void run_panel(const struct int4_weights *weights, const struct gemm_epilogue *epilogue,
+                      size_t rows, const uint8_t *const *a, void *const *c, size_t row,
+                      size_t column, size_t n)
+{
+    _Alignas(GEMM_ALIGN) float acc[INT4_MR_MAX * GEMM_NR_MAX];
+    const struct int4_kernel *kernel = weights->kernel;
+    const uint8_t *panel =
+        weights->panels + column / kernel->nr * panel_bytes(kernel, weights->k, weights->group);
+
+    for (size_t i = 0; i < rows; i += kernel->mr) {
+        size_t m = rows - i < kernel->mr ? rows - i : kernel->mr;
+
+        kernel->ukernel(m, weights->k, weights->group, a + i, panel, acc);
+        kernel->epilogue(m, n, kernel->nr, (const int32_t *)(const void *)acc, epilogue, row + i,
+                         column, c + i);
+    }
+}
+
+void int4_run(const struct int4_weights *weights, const struct gemm_epilogue *epilogue, size_t rows,
+              const uint8_t *const *a, void *const *c, size_t n_begin, size_t n_end)
+{
+    size_t nr = weights->kernel->nr, mr = weights->kernel->mr;
+    size_t block = (A_BLOCK_BYTES / (weights->k * mr) + 1) * mr;
+
+    assert(rows >= 1 && rows <= GEMM_ROWS_MAX && int4_check(weights->k, weights->group) == 0);
+    assert(mr <= INT4_MR_MAX && nr <= GEMM_NR_MAX && (uintptr_t)weights->panels % GEMM_ALIGN == 0);
+    assert(n_begin % nr == 0 && n_end <= weights->n);
+    assert(n_end % nr == 0 || n_end == weights->n);
+    assert(epilogue->weighted_sums && epilogue->a_type == GEMM_TYPE_U8 &&
+           epilogue->c_type != GEMM_TYPE_S32);
+    for (size_t i = 0; i < rows; i += block) {
+        size_t m = rows - i < block ? rows - i : block;
+
+        for (size_t column = n_begin; column < n_end; column += nr) {
+            size_t n = n_end - column < nr ? n_end - column : nr;
+
+            run_panel(weights, epilogue, m, a + i, c + i, i, column, n);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+/*
+ * GEMM with weights of 4 bits: A u8, B s4 with a multiplier per group of 32, 64 or 128 along k.
+ * Half the bytes of s8 and little else: for few rows, where the weights' bytes are the time.
+ *
+ *     dot[g]  = sum over t in group g of a[t] * b[t]         exact in s32: |dot| < 2^18
+ *     f       = +0;  for g = 0, 1, ..: f = f + (float)dot[g] * (float)multiplier[g]
+ *     c       = epilogue(f), with f as its float accumulator (kernels/epilogue.h)
+ *
+ * Every float operation is IEEE single precision, nearest even, not contracted, in this order on
+ * every level; the last group may be short.  The multipliers are u16: the scale of group g of
+ * column j is epilogue.scale[j] * multiplier, so that a group up to 32 times finer than its
+ * column's coarsest still has 11 bits of scale, the precision of f16, at 2 bytes a group (4.5 bits
+ * a weight in all with groups of 32, 4.125 with 128).
+ *
+ * Zero points of A: Σ (a - z) b = f - z * weighted_sum, where weighted_sum[j] = sum over g of
+ * multiplier[g] * (sum of b in g), made by int4_pack: a per-row zero point goes through the
+ * epilogue's row_zero_points; a fixed one goes into the bias (int4_bias).
+ *
+ * Panel of nr columns, for each group in turn:
+ *
+ *     nr multipliers, u16
+ *     for each block t of 8 consecutive k, for each column j: 4 bytes, byte r holding
+ *         b[j][8 t + r] in its low half and b[j][8 t + 4 + r] in its high half
+ *
+ * so that a vector load yields 4 k of many columns in either half, the operand of vpdpbusd.  Groups
+ * and columns are padded with zeros.
+ */
+#ifndef GEMMD_KERNELS_INT4_H
+#define GEMMD_KERNELS_INT4_H
+
+#include "kernels/dynamic.h"
+#include "kernels/epilogue.h"
+
+enum {
+    INT4_GROUP_MAX = 128,
+    INT4_MR_MAX = 4,
+};
+
+/* acc[i * nr + j] = f of row i, column j, for i < m (1 <= m <= mr) and all j < nr.  Reads a[i][0 ..
+ * k) and nothing beyond.  `acc` is 64-byte aligned. */
+typedef void int4_ukernel_fn(size_t m, size_t k, size_t group, const uint8_t *const *a,
+                             const uint8_t *panel, float *acc);
+
+struct int4_kernel {
+    const char *name; /* "gemm_u8s4f32_4x64c8_avx512vnni" */
+    enum cpu_level level;
+    uint16_t id; /* stable number of the packed layout, apart from those of gemm_kernel */
+    uint16_t mr, nr;
+    int4_ukernel_fn *ukernel;
+    gemm_epilogue_fn *epilogue;
+};
+
+/* The best whose level is in `levels`; never NULL.  The table, best first. */
+const struct int4_kernel *int4_select(uint32_t levels);
+const struct int4_kernel *int4_kernels(size_t *count);
+
+struct int4_weights {
+    const struct int4_kernel *kernel;
+    uint32_t n, k;
+    uint32_t group;        /* 32, 64 or 128 */
+    const uint8_t *panels; /* int4_packed_bytes(), 64-byte aligned */
+};
+
+/* 0, or -EINVAL for a group that is none of the three, -ERANGE for k outside 1..GEMM_K_MAX. */
+int int4_check(uint32_t k, uint32_t group);
+
+/* A multiple of 64. */
+size_t int4_packed_bytes(const struct int4_kernel *kernel, uint32_t n, uint32_t k, uint32_t group);
+
+/*
+ * Packs b: row j at b + j * stride_bytes, two weights a byte, the lower k in the low half, each a
+ * two's complement s4; ceil(k / 2) bytes a row (of an odd k the last high half is ignored).
+ * multipliers: n rows of ceil(k / group).  Every byte of `panels` is written.  weighted_sums: n
+ * floats, the exact sum rounded once.
+ */
+void int4_pack(const struct int4_kernel *kernel, uint32_t n, uint32_t k, uint32_t group,
+               const uint8_t *b, size_t stride_bytes, const uint16_t *multipliers, uint8_t *panels,
+               float *weighted_sums);
+
+/* bias[j] = bias[j] - (float)a_zero_point * weighted_sums[j] * scale[j], left to right. */
+void int4_bias(uint32_t n, int32_t a_zero_point, const float *weighted_sums, const float *scale,
+               float *bias);
+
+/*
+ * Quantises one row of k floats (finite): a scale for each group by `method`, the largest of them /
+ * 65535 as the column's scale, multipliers rounded to it (1 at least), and the integers of the
+ * scales so rounded.  b: ceil(k / 2) bytes; multipliers: ceil(k / group).  Returns the column's
+ * scale, a normal number.
+ */
+float int4_quantize(enum quantize_method method, uint32_t k, uint32_t group, const float *w,
+                    uint8_t *b, uint16_t *multipliers);
+
+/* C rows = epilogue(A rows * B^T) for columns [n_begin, n_end); as gemm_run, with nr of this
+ * kernel.  epilogue->weighted_sums is given; a_type U8; c_type not S32. */
+void int4_run(const struct int4_weights *weights, const struct gemm_epilogue *epilogue, size_t rows,
+              const uint8_t *const *a, void *const *c, size_t n_begin, size_t n_end);
+
+/* As gemm_run_dynamic. */
+void int4_run_dynamic(const struct int4_weights *weights, const struct gemm_epilogue *epilogue,
+                      const struct gemm_dynamic *dynamic, size_t rows, const void *const *a,
+                      void *const *c, size_t n_begin, size_t n_end);
+
+#endif

@@ -1,0 +1,285 @@
+/*
+ * u8 x s8 -> s32, tile 32 x 64, AMX-INT8: up to 16 x 16 sums of 64 products by one tdpbusd, which
+ * is exact (it adds four u8*s8 products to an s32, as vpdpbusd does).
+ *
+ * The panel is that of gemm_u8s8s32_6x64c4_avx512vnni.c: a B tile (16 columns, 64 k) is 16 rows of
+ * 64 bytes in it, 256 bytes apart.  So up to SMALL_M rows are left to that kernel, on the same
+ * panel.
+ *
+ *     17-32 rows: 2 x 2 C tiles, then the same for the other 32 columns:  4 tile loads, 4 tdpbusd
+ *     3-16 rows:  1 x 4 C tiles, all 64 columns:                          5 tile loads, 4 tdpbusd
+ *
+ * of at most 16 cycles each; a tile load takes 8 from L1.  The tiles of a long k come from L2,
+ * which yields some 50 bytes a cycle where 2 x 2 tiles ask for 64: that is the bound for k above
+ * 400 (kernels/README.md).  Software prefetch into L1, one to three blocks ahead, gained nothing.
+ *
+ * Configuring and releasing the tiles takes 90 ns, as long as 12 blocks, so that is done once for
+ * many calls, in begin and end.
+ *
+ * A tile load has one stride for all its rows, so rows at a constant distance are read in place,
+ * and others (and s8 rows, which need their flip) from a copy; gemm_run makes that copy once for
+ * all panels, what is here serves single calls.  The remainder of k modulo 64 meets a copy of the
+ * panel's end, zero-padded: no byte outside rows or panel is read.
+ *
+ * Plain C beside the tile intrinsics: tests/kernel/amx_model.c compiles this file against a model
+ * of them, for machines without AMX.
+ */
+#include "kernels/gemm.h"
+
+#include <immintrin.h>
+#include <string.h>
+
+enum {
+    MR = 32,
+    NR = 64,
+    KR = 4,
+    SMALL_M = 2, /* kernels/README.md has both sides' figures */
+    TILE_ROWS = 16,
+    LANES = 16, /* columns of a tile */
+    BLOCK_K = 64,
+    B_STRIDE = NR * KR,                    /* from one row of a B tile to the next */
+    BLOCK_BYTES = BLOCK_K / KR * B_STRIDE, /* panel bytes of BLOCK_K k */
+    B_TILE = LANES * KR,                   /* from one B tile of a block to the next */
+    C_STRIDE = NR * 4,
+    COPY_K = 1024,             /* k of each row copied at a time: 34 KiB of stack */
+    COPY_STRIDE = COPY_K + 64, /* not a power of two: rows in different sets of L1 */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
+gemm_begin_fn gemm_amx_begin, gemm_amx_end;
+gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
+
+/* The operand of ldtilecfg, palette 1 (Intel SDM vol. 1, 18.2). */
+struct tile_config {
+    uint8_t palette;
+    uint8_t start_row;
+    uint8_t reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+/* A run of k: `blocks` whole blocks, then perhaps one more from elsewhere. */
+struct product {
+    size_t blocks;
+    const uint8_t *a; /* row i of block b at a + b * BLOCK_K + i * a_stride */
+    size_t a_stride;
+    const int8_t *b;       /* block b at b + b * BLOCK_BYTES */
+    const uint8_t *last_a; /* NULL: no more */
+    const int8_t *last_b;
+};
+
+/* ---- 3 to 16 rows ---------------------------------------------------------------------------- */
+
+INLINE void wide_block(const uint8_t *a, size_t a_stride, const int8_t *b)
+{
+    _tile_loadd(4, a, a_stride);
+    _tile_loadd(5, b, B_STRIDE);
+    _tile_dpbusd(0, 4, 5);
+    _tile_loadd(6, b + B_TILE, B_STRIDE);
+    _tile_dpbusd(1, 4, 6);
+    _tile_loadd(7, b + 2 * B_TILE, B_STRIDE);
+    _tile_dpbusd(2, 4, 7);
+    _tile_loadd(5, b + 3 * B_TILE, B_STRIDE);
+    _tile_dpbusd(3, 4, 5);
+}
+
+static void wide(const struct product *p, int32_t *acc, int accumulate)
+{
+    const uint8_t *a = p->a;
+    const int8_t *b = p->b;
+
+    if (accumulate) {
+        _tile_loadd(0, acc, C_STRIDE);
+        _tile_loadd(1, acc + LANES, C_STRIDE);
+        _tile_loadd(2, acc + 2 * LANES, C_STRIDE);
+        _tile_loadd(3, acc + 3 * LANES, C_STRIDE);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (size_t i = 0; i < p->blocks; i++) {
+        wide_block(a, p->a_stride, b);
+        a += BLOCK_K;
+        b += BLOCK_BYTES;
+    }
+    if (p->last_a)
+        wide_block(p->last_a, p->a_stride, p->last_b);
+    _tile_stored(0, acc, C_STRIDE);
+    _tile_stored(1, acc + LANES, C_STRIDE);
+    _tile_stored(2, acc + 2 * LANES, C_STRIDE);
+    _tile_stored(3, acc + 3 * LANES, C_STRIDE);
+}
+
+/* ---- 17 to 32 rows --------------------------------------------------------------------------- */
+
+INLINE void tall_block(const uint8_t *a, size_t a_stride, const int8_t *b)
+{
+    _tile_loadd(6, b, B_STRIDE);
+    _tile_loadd(4, a, a_stride);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(7, b + B_TILE, B_STRIDE);
+    _tile_dpbusd(1, 4, 7);
+    _tile_loadd(5, a + TILE_ROWS * a_stride, a_stride);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+}
+
+/* The 32 columns from `column` on, 0 or 32. */
+static void tall(const struct product *p, size_t column, int32_t *acc, int accumulate)
+{
+    int32_t *upper = acc + column, *lower = upper + TILE_ROWS * NR;
+    const uint8_t *a = p->a;
+    const int8_t *b = p->b + column * KR;
+
+    if (accumulate) {
+        _tile_loadd(0, upper, C_STRIDE);
+        _tile_loadd(1, upper + LANES, C_STRIDE);
+        _tile_loadd(2, lower, C_STRIDE);
+        _tile_loadd(3, lower + LANES, C_STRIDE);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (size_t i = 0; i < p->blocks; i++) {
+        tall_block(a, p->a_stride, b);
+        a += BLOCK_K;
+        b += BLOCK_BYTES;
+    }
+    if (p->last_a)
+        tall_block(p->last_a, p->a_stride, p->last_b + column * KR);
+    _tile_stored(0, upper, C_STRIDE);
+    _tile_stored(1, upper + LANES, C_STRIDE);
+    _tile_stored(2, lower, C_STRIDE);
+    _tile_stored(3, lower + LANES, C_STRIDE);
+}
+
+static void run(size_t m, const struct product *p, int32_t *acc, int accumulate)
+{
+    if (m <= TILE_ROWS) {
+        wide(p, acc, accumulate);
+    } else {
+        tall(p, 0, acc, accumulate);
+        tall(p, NR / 2, acc, accumulate);
+    }
+}
+
+/* ---- operands -------------------------------------------------------------------------------- */
+
+static int constant_stride(size_t m, const uint8_t *const *a)
+{
+    for (size_t i = 2; i < m; i++) {
+        if (a[i] - a[i - 1] != a[1] - a[0])
+            return 0;
+    }
+    return 1;
+}
+
+/* One row's bytes of a block, flipped.  Those beyond `bytes` only meet the zeros of last_b. */
+INLINE void copy_block(uint8_t *to, const uint8_t *from, size_t bytes, uint8_t a_flip)
+{
+    uint8_t block __attribute__((vector_size(BLOCK_K))) = {0};
+
+    if (bytes >= BLOCK_K)
+        memcpy(&block, from, BLOCK_K);
+    else
+        memcpy(&block, from, bytes);
+    block ^= a_flip;
+    memcpy(to, &block, BLOCK_K);
+}
+
+/* `to`: `bytes` of the panel at the end of a block of zeros, or at its beginning. */
+static void copy_last_b(int8_t *to, const int8_t *from, size_t bytes, int at_end)
+{
+    memset(to, 0, BLOCK_BYTES);
+    memcpy(to + (at_end ? BLOCK_BYTES - bytes : 0), from, bytes);
+}
+
+/* Rows in place.  A last part of block reads the row's last BLOCK_K bytes again, against zeros. */
+static void run_in_place(size_t m, size_t k, const uint8_t *const *a, const int8_t *panel,
+                         int32_t *acc)
+{
+    _Alignas(64) int8_t last[BLOCK_BYTES];
+    size_t done = k / BLOCK_K * BLOCK_K, stride = (size_t)(a[1] - a[0]);
+    struct product p = {.blocks = k / BLOCK_K, .a = a[0], .a_stride = stride, .b = panel};
+
+    if (done < k) {
+        copy_last_b(last, panel + done / KR * B_STRIDE, (k - done) / KR * B_STRIDE, 1);
+        p.last_a = a[0] + k - BLOCK_K;
+        p.last_b = last;
+    }
+    run(m, &p, acc, 0);
+}
+
+static void run_copied(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                       const int8_t *panel, int32_t *acc)
+{
+    _Alignas(64) uint8_t copy[MR][COPY_STRIDE];
+    _Alignas(64) int8_t last[BLOCK_BYTES];
+
+    for (size_t t = 0; t < k; t += COPY_K) {
+        size_t bytes = k - t < COPY_K ? k - t : COPY_K;
+        size_t whole = bytes / BLOCK_K * BLOCK_K;
+        struct product p = {.blocks = bytes / BLOCK_K,
+                            .a = copy[0],
+                            .a_stride = COPY_STRIDE,
+                            .b = panel + t / KR * B_STRIDE};
+
+        for (size_t i = 0; i < m; i++) {
+            for (size_t r = 0; r < bytes; r += BLOCK_K)
+                copy_block(copy[i] + r, a[i] + t + r, bytes - r, a_flip);
+        }
+        if (whole < bytes) {
+            copy_last_b(last, p.b + whole / KR * B_STRIDE, (bytes - whole + KR - 1) / KR * B_STRIDE,
+                        0);
+            p.last_a = copy[0] + whole;
+            p.last_b = last;
+        }
+        run(m, &p, acc, t > 0);
+    }
+}
+
+/* Tiles 0-3: C.  4 and, for the lower rows of 17-32, 5: A.  The rest: B. */
+void gemm_amx_begin(size_t m)
+{
+    struct tile_config config = {.palette = 1};
+    size_t upper = m < TILE_ROWS ? m : TILE_ROWS;
+    size_t lower = m > TILE_ROWS ? m - TILE_ROWS : m;
+
+    if (m <= SMALL_M)
+        return;
+    for (size_t i = 0; i < 8; i++) {
+        config.row_bytes[i] = 64;
+        config.rows[i] = TILE_ROWS;
+    }
+    config.rows[0] = config.rows[1] = config.rows[4] = (uint8_t)upper;
+    config.rows[2] = config.rows[3] = (uint8_t)lower;
+    if (m > TILE_ROWS)
+        config.rows[5] = (uint8_t)lower;
+    /* gcc 12 believes that _tile_loadconfig reads 8 bytes, and drops the stores of the others. */
+    __asm__ volatile("" : : "r"(&config) : "memory");
+    _tile_loadconfig(&config);
+}
+
+/* Tiles released need not be saved at a context switch. */
+void gemm_amx_end(size_t m)
+{
+    if (m > SMALL_M)
+        _tile_release();
+}
+
+void gemm_u8s8s32_32x64c4_amx(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                              const int8_t *panel, int32_t *acc)
+{
+    if (m <= SMALL_M)
+        gemm_u8s8s32_6x64c4_avx512vnni(m, k, a, a_flip, panel, acc);
+    else if (!a_flip && k >= BLOCK_K && k % KR == 0 && constant_stride(m, a))
+        run_in_place(m, k, a, panel, acc);
+    else
+        run_copied(m, k, a, a_flip, panel, acc);
+}

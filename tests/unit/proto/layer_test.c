@@ -1,0 +1,340 @@
+/* Checks of layers: descriptions against the oracle, the image's layout, values, names. */
+#include "unit.h"
+
+#include <float.h>
+#include <math.h>
+
+#include "oracle.h"
+
+static float from_bits(uint32_t bits)
+{
+    float value;
+
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+static const uint32_t extents[] = {0,
+                                   1,
+                                   2,
+                                   63,
+                                   64,
+                                   65,
+                                   4095,
+                                   4096,
+                                   65535,
+                                   65536,
+                                   65537,
+                                   GEMMD_N_MAX - 1,
+                                   GEMMD_N_MAX,
+                                   GEMMD_N_MAX + 1,
+                                   UINT32_C(1) << 31,
+                                   UINT32_MAX};
+static const int32_t zero_points[] = {0,    1,   -1,  127,       128,      -128,
+                                      -129, 255, 256, INT32_MAX, INT32_MIN};
+/* Zeros, denormals, the floats around 2^-128 (whose inverse overflows), 1, the largest, Inf, NaN.
+ */
+static const uint32_t float_bits[] = {0x00000000, 0x80000000, 0x00000001, 0x80000001, 0x001fffff,
+                                      0x00200000, 0x00200001, 0x007fffff, 0x00800000, 0x3f800000,
+                                      0xbf800000, 0x7f7fffff, 0xff7fffff, 0x7f800000, 0xff800000,
+                                      0x7f800001, 0x7fc00000, 0xffc00000, 0xffffffff};
+
+static struct gemmd_layer_desc_abi good_desc(void)
+{
+    return (struct gemmd_layer_desc_abi){.n = 10,
+                                         .k = 20,
+                                         .a_type = GEMMD_ABI_TYPE_U8,
+                                         .c_type = GEMMD_ABI_TYPE_F32,
+                                         .scale_count = 1,
+                                         .a_scale = 1.0f,
+                                         .c_scale = 1.0f};
+}
+
+static bool assert_desc(const struct gemmd_layer_desc_abi *desc)
+{
+    struct gemmd_layer_image image = {0};
+    enum gemmd_status status = gemmd_validate_layer_desc(desc, &image);
+    uint64_t faults = oracle_layer_desc(desc);
+
+    if (!oracle_agrees(status, faults))
+        fail_msg("n %u k %u types %u %u %u act %u scales %u zp %d %d a_scale %#x c_scale %#x: %s, "
+                 "the oracle says %#llx",
+                 desc->n, desc->k, desc->a_type, desc->c_type, desc->bias_type, desc->activation,
+                 desc->scale_count, desc->a_zero_point, desc->c_zero_point,
+                 oracle_bits(desc->a_scale), oracle_bits(desc->c_scale),
+                 gemmd_status_name_of(status), (unsigned long long)faults);
+    if (status != GEMMD_STATUS_OK)
+        return false;
+    assert_true((oracle_int)image.bytes == oracle_image_bytes(desc));
+    assert_true((oracle_int)image.weights_bytes == (oracle_int)desc->n * desc->k);
+    assert_int_equal((image.scales_offset | image.bias_offset | image.bytes) % 64, 0);
+    assert_in_range(image.scales_offset - image.weights_bytes, 0, 63);
+    assert_in_range(image.bias_offset - image.scales_offset - 4ull * desc->scale_count, 0, 63);
+    if (desc->bias_type)
+        assert_in_range(image.bytes - image.bias_offset - 4ull * desc->n, 0, 63);
+    else
+        assert_int_equal(image.bytes, image.bias_offset);
+    return true;
+}
+
+static void test_types(void **state)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+    uint32_t accepted = 0;
+
+    (void)state;
+    for (uint32_t word = 0; word < 8 * 8 * 8 * 8; word++) {
+        desc.a_type = word & 7;
+        desc.c_type = word >> 3 & 7;
+        desc.bias_type = word >> 6 & 7;
+        desc.activation = (uint8_t)(word >> 9 & 7);
+        accepted += assert_desc(&desc);
+    }
+    /* 2 types of A; u8, s8, f32: 3 biases x 2 activations; s32: 2 biases. */
+    assert_int_equal(accepted, 2 * (3 * 3 * 2 + 2));
+    for (uint32_t value = 8; value < 256; value++) {
+        desc = good_desc();
+        desc.a_type = (uint8_t)value;
+        assert_false(assert_desc(&desc));
+        desc = good_desc();
+        desc.c_type = (uint8_t)value;
+        assert_false(assert_desc(&desc));
+        desc = good_desc();
+        desc.bias_type = (uint8_t)value;
+        assert_false(assert_desc(&desc));
+        desc = good_desc();
+        desc.activation = (uint8_t)value;
+        assert_false(assert_desc(&desc));
+    }
+}
+
+static void test_extents(void **state)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(extents); i++)
+        for (size_t j = 0; j < COUNT(extents); j++)
+            for (size_t k = 0; k < COUNT(extents); k++)
+                for (int bias = 0; bias < 2; bias++) {
+                    desc.n = extents[i];
+                    desc.k = extents[j];
+                    desc.scale_count = extents[k];
+                    desc.bias_type = bias ? GEMMD_ABI_TYPE_S32 : GEMMD_ABI_TYPE_NONE;
+                    assert_desc(&desc);
+                    desc.scale_count = desc.n;
+                    assert_desc(&desc);
+                }
+}
+
+/* The image's limit, to the byte: 2^20 x 4095 fits with scales and bias, 4096 does not. */
+static void test_image_limit(void **state)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+
+    (void)state;
+    desc.n = GEMMD_N_MAX;
+    desc.k = 4095;
+    assert_true(assert_desc(&desc));
+    desc.k = 4096;
+    assert_false(assert_desc(&desc));
+    desc.n = 65535;
+    desc.k = 65536;
+    desc.scale_count = 1;
+    assert_true(assert_desc(&desc)); /* 2^32 - 65536 + 64 */
+    desc.n = 65536;
+    assert_false(assert_desc(&desc));
+    for (desc.n = 65520; desc.n <= 65536; desc.n++)
+        for (int bias = 0; bias < 2; bias++) {
+            desc.bias_type = bias ? GEMMD_ABI_TYPE_S32 : GEMMD_ABI_TYPE_NONE;
+            desc.scale_count = desc.n;
+            assert_desc(&desc);
+        }
+}
+
+static void test_zero_points(void **state)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+
+    (void)state;
+    for (uint8_t a_type = 1; a_type <= 2; a_type++)
+        for (uint8_t c_type = 1; c_type <= 4; c_type++)
+            for (size_t i = 0; i < COUNT(zero_points); i++)
+                for (size_t j = 0; j < COUNT(zero_points); j++) {
+                    desc.a_type = a_type;
+                    desc.c_type = c_type;
+                    desc.a_zero_point = zero_points[i];
+                    desc.c_zero_point = zero_points[j];
+                    assert_desc(&desc);
+                }
+}
+
+static void test_scales(void **state)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(float_bits); i++)
+        for (size_t j = 0; j < COUNT(float_bits); j++) {
+            desc.a_scale = from_bits(float_bits[i]);
+            desc.c_scale = from_bits(float_bits[j]);
+            assert_desc(&desc);
+        }
+    for (int i = 0; i < 1000000; i++) {
+        desc.a_scale = from_bits((uint32_t)random_u64());
+        desc.c_scale = from_bits((uint32_t)random_u64() >> random_below(12));
+        assert_desc(&desc);
+    }
+}
+
+static void test_reserved(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 8; i++)
+        for (uint32_t bit = 0; bit < 32; bit++) {
+            struct gemmd_layer_desc_abi desc = good_desc();
+
+            desc.reserved[i] = UINT32_C(1) << bit;
+            assert_false(assert_desc(&desc));
+        }
+}
+
+static void test_random_descs(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 1000000; i++) {
+        struct gemmd_layer_desc_abi desc = good_desc();
+        unsigned char bytes[sizeof(desc)];
+        uint32_t flips = random_below(4);
+
+        desc.n = extents[random_below(COUNT(extents))];
+        desc.k = extents[random_below(COUNT(extents))];
+        desc.scale_count = random_below(2) ? desc.n : 1;
+        memcpy(bytes, &desc, sizeof(bytes));
+        while (flips--)
+            bytes[random_below(sizeof(bytes))] ^= (unsigned char)(1 << random_below(8));
+        memcpy(&desc, bytes, sizeof(desc));
+        assert_desc(&desc);
+    }
+}
+
+/* ---- values ---------------------------------------------------------------------------------- */
+
+/* An image of exactly its size, so that ASan sees any step beyond. */
+static char *make_image(const struct gemmd_layer_desc_abi *desc, struct gemmd_layer_image *image)
+{
+    char *data;
+
+    assert_int_equal(gemmd_validate_layer_desc(desc, image), GEMMD_STATUS_OK);
+    data = aligned_alloc(64, image->bytes);
+    assert_non_null(data);
+    memset(data, 0, image->bytes);
+    return data;
+}
+
+static void set_float(char *data, uint64_t offset, uint32_t index, float value)
+{
+    memcpy(data + offset + 4ull * index, &value, sizeof(value));
+}
+
+static void test_scale_values(void **state)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+    struct gemmd_layer_image image;
+    char *data;
+
+    (void)state;
+    desc.scale_count = desc.n;
+    data = make_image(&desc, &image);
+    for (size_t a = 0; a < COUNT(float_bits); a++) {
+        desc.a_scale = from_bits(float_bits[a]);
+        if (!oracle_scale(desc.a_scale))
+            continue;
+        for (size_t b = 0; b < COUNT(float_bits); b++)
+            for (uint32_t at = 0; at < desc.n; at++) {
+                float value = from_bits(float_bits[b]);
+                /* Exact in double; a product rounds to a finite float below 2^128 - 2^103. */
+                bool good =
+                    oracle_finite(value) && fabs((double)value * desc.a_scale) < 0x1.ffffffp127;
+
+                set_float(data, image.scales_offset, at, value);
+                assert_int_equal(gemmd_validate_layer_values(&desc, &image, data),
+                                 good ? GEMMD_STATUS_OK : GEMMD_STATUS_B_SCALE);
+                set_float(data, image.scales_offset, at, 0.0f);
+            }
+    }
+    free(data);
+}
+
+static void test_bias_values(void **state)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+    struct gemmd_layer_image image;
+    char *data;
+
+    (void)state;
+    desc.bias_type = GEMMD_ABI_TYPE_F32;
+    data = make_image(&desc, &image);
+    for (size_t b = 0; b < COUNT(float_bits); b++)
+        for (uint32_t at = 0; at < desc.n; at++) {
+            float value = from_bits(float_bits[b]);
+
+            set_float(data, image.bias_offset, at, value);
+            assert_int_equal(gemmd_validate_layer_values(&desc, &image, data),
+                             oracle_finite(value) ? GEMMD_STATUS_OK : GEMMD_STATUS_BIAS);
+            set_float(data, image.bias_offset, at, 0.0f);
+        }
+    free(data);
+    /* An s32 bias may have any bits; weights too. */
+    desc.bias_type = GEMMD_ABI_TYPE_S32;
+    data = make_image(&desc, &image);
+    memset(data + image.bias_offset, 0xff, 4ull * desc.n);
+    memset(data, 0xff, image.weights_bytes);
+    assert_int_equal(gemmd_validate_layer_values(&desc, &image, data), GEMMD_STATUS_OK);
+    free(data);
+}
+
+/* ---- names and types ------------------------------------------------------------------------- */
+
+static void test_names(void **state)
+{
+    char name[GEMMD_NAME_BYTES];
+
+    (void)state;
+    for (size_t length = 0; length <= sizeof(name); length++)
+        for (size_t at = 0; at < sizeof(name); at++)
+            for (int byte = 0; byte < 256; byte++) {
+                memset(name, 'x', sizeof(name));
+                memset(name + length, 0, sizeof(name) - length);
+                name[at] = (char)byte;
+                for (int empty = 0; empty < 2; empty++)
+                    assert_int_equal(gemmd_validate_name(name, empty), oracle_name(name, empty)
+                                                                           ? GEMMD_STATUS_OK
+                                                                           : GEMMD_STATUS_NAME);
+            }
+}
+
+static void test_type_bytes(void **state)
+{
+    static const uint32_t bytes[] = {0, 1, 1, 4, 4};
+
+    (void)state;
+    for (uint32_t type = 0; type < 256; type++)
+        assert_int_equal(gemmd_abi_type_bytes((uint8_t)type),
+                         type < COUNT(bytes) ? bytes[type] : 0);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_types),        cmocka_unit_test(test_extents),
+        cmocka_unit_test(test_image_limit),  cmocka_unit_test(test_zero_points),
+        cmocka_unit_test(test_scales),       cmocka_unit_test(test_reserved),
+        cmocka_unit_test(test_random_descs), cmocka_unit_test(test_scale_values),
+        cmocka_unit_test(test_bias_values),  cmocka_unit_test(test_names),
+        cmocka_unit_test(test_type_bytes),
+    };
+
+    random_seed(argc, argv);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

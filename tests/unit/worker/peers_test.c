@@ -1,0 +1,188 @@
+/* Who is admitted, asked of the kernel through real connections from real users and groups. */
+#include "unit.h"
+
+#include <grp.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "worker/peers.h"
+
+static char directory[] = "/tmp/gemmd-peers-XXXXXX";
+static char path[64];
+
+static void test_lists(void **state)
+{
+    static const char *const bad[] = {"no-such-user-here", ",",    "0,",        ",0", "1x",
+                                      "-1",                "4294967295", "99999999999", " 0"};
+    struct peers peers = {0};
+    char many[PEERS_MAX * 2 + 2] = "";
+
+    (void)state;
+    assert_true(peers_add_users(&peers, ""));
+    assert_int_equal(peers.uid_count, 0);
+    assert_true(peers_add_users(&peers, "root,1000,65534"));
+    assert_int_equal(peers.uid_count, 3);
+    assert_int_equal(peers.uids[0], 0);
+    assert_int_equal(peers.uids[1], 1000);
+    assert_true(peers_add_groups(&peers, "root"));
+    assert_int_equal(peers.gids[0], 0);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        struct peers fresh = {0};
+
+        assert_false(peers_add_users(&fresh, bad[i]));
+        assert_false(peers_add_groups(&fresh, bad[i]));
+    }
+    for (int i = 0; i < PEERS_MAX; i++)
+        memcpy(many + 2 * i, "7,", 2);
+    many[2 * PEERS_MAX - 1] = '\0';
+    memset(&peers, 0, sizeof(peers));
+    assert_true(peers_add_users(&peers, many));
+    assert_false(peers_add_users(&peers, "8"));
+    assert_int_equal(peers.uid_count, PEERS_MAX);
+}
+
+/* ---- connections ----------------------------------------------------------------------------- */
+
+struct identity {
+    uid_t uid;
+    gid_t gid, extra; /* extra: a supplementary group; 0: none */
+};
+
+/* Connects as somebody else and holds the connection until the other side closes. */
+static int connect_as(void *argument)
+{
+    const struct identity *who = argument;
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    char byte;
+
+    memcpy(address.sun_path, path, strlen(path) + 1);
+    if (setgroups(who->extra ? 1 : 0, &who->extra) < 0 ||
+        setresgid(who->gid, who->gid, who->gid) < 0 || setresuid(who->uid, who->uid, who->uid) < 0)
+        return 98;
+    if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+        return errno == EACCES || errno == EPERM ? 2 : 97;
+    if (read(fd, &byte, 1) < 0)
+        return 96;
+    return 0;
+}
+
+static bool is_admitted(const struct peers *peers, int listen_fd, struct identity who)
+{
+    pid_t child, pid = 0;
+    uid_t uid = 12345;
+    bool admitted;
+    int fd, status;
+
+    fflush(NULL);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0)
+        _exit(connect_as(&who));
+    fd = accept(listen_fd, NULL, NULL);
+    assert_true(fd >= 0);
+    admitted = peers_admit(peers, fd, &pid, &uid);
+    close(fd);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_int_equal(pid, child);
+    assert_int_equal(uid, who.uid);
+    return admitted;
+}
+
+static int listen_here(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    mode_t mask;
+
+    memcpy(address.sun_path, path, strlen(path) + 1);
+    unlink(path);
+    mask = umask(0177);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    umask(mask);
+    assert_int_equal(listen(fd, 8), 0);
+    return fd;
+}
+
+static void test_admission(void **state)
+{
+    struct peers nobody = {0}, some = {0};
+    int fd;
+
+    (void)state;
+    if (geteuid() != 0) {
+        print_message("SKIP: needs root to become other users\n");
+        skip();
+    }
+    fd = listen_here();
+    assert_int_equal(chmod(path, 0666), 0);
+    assert_true(peers_add_users(&some, "1001"));
+    assert_true(peers_add_groups(&some, "2001"));
+    assert_true(is_admitted(&nobody, fd, (struct identity){0, 0, 0}));
+    assert_false(is_admitted(&nobody, fd, (struct identity){1001, 2001, 0}));
+    assert_true(is_admitted(&some, fd, (struct identity){1001, 5, 0}));
+    assert_true(is_admitted(&some, fd, (struct identity){1002, 2001, 0}));
+    assert_true(is_admitted(&some, fd, (struct identity){1002, 5, 2001}));
+    assert_false(is_admitted(&some, fd, (struct identity){1002, 5, 2002}));
+    assert_false(is_admitted(&some, fd, (struct identity){2001, 1001, 0})); /* the lists' mix-up */
+    close(fd);
+}
+
+static mode_t mode_of(gid_t *gid)
+{
+    struct stat status;
+
+    assert_int_equal(stat(path, &status), 0);
+    *gid = status.st_gid;
+    return status.st_mode & 07777;
+}
+
+static void test_socket_mode(void **state)
+{
+    struct peers peers = {0};
+    int fd = listen_here();
+    gid_t gid;
+
+    (void)state;
+    assert_int_equal(peers_open_socket(&peers, path), 0);
+    assert_int_equal(mode_of(&gid), 0600);
+    if (geteuid() == 0) {
+        assert_true(peers_add_groups(&peers, "2001"));
+        assert_int_equal(peers_open_socket(&peers, path), 0);
+        assert_int_equal(mode_of(&gid), 0660);
+        assert_int_equal(gid, 2001);
+        assert_int_equal(in_child(connect_as, &(struct identity){1002, 5, 0}), 2);
+    }
+    assert_true(peers_add_users(&peers, "1001"));
+    assert_int_equal(peers_open_socket(&peers, path), 0);
+    assert_int_equal(mode_of(&gid), 0666);
+    close(fd);
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    if (!mkdtemp(directory) || chmod(directory, 0755) < 0)
+        return -1;
+    snprintf(path, sizeof(path), "%s/s", directory);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    unlink(path);
+    return rmdir(directory);
+}
+
+int main(void)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_admission),
+        cmocka_unit_test(test_socket_mode),
+    };
+
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}

@@ -1,0 +1,293 @@
+/*
+ * The order of measurements.  Both sides of a ratio are neighbours in time: each round measures one
+ * after the other, and what is reported is the median of the rounds' ratios, so that a machine that
+ * slows down for a while slows both.
+ *
+ * Hot: the same call over and over, for some milliseconds.  Cold: one call after BENCH_FLUSH_BYTES
+ * were touched, on each CPU that takes part.
+ */
+#include "tools/bench.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { HOT_SAMPLE_NS = 2000000, HOT_SAMPLE_QUICK_NS = 200000, CALLS_MAX = 1 << 20 };
+
+struct context {
+    const struct bench_options *options;
+    struct bench_machine *machine;
+    struct bench_problem problem;
+    struct bench_ours *ours;
+    struct bench_peer *peer, *peer_two; /* NULL: none */
+    uint8_t *flush;
+};
+
+/* ---- one sample ------------------------------------------------------------------------------ */
+
+typedef void call_fn(struct context *context);
+
+static void call_ours(struct context *context)
+{
+    bench_ours_run(context->ours);
+}
+
+static void call_gathered(struct context *context)
+{
+    bench_ours_run_gathered(context->ours);
+}
+
+static void call_ours_two(struct context *context)
+{
+    bench_ours_run_two(context->ours);
+}
+
+static void call_peer(struct context *context)
+{
+    bench_peer_run(context->peer);
+}
+
+static void call_peer_two(struct context *context)
+{
+    bench_peer_run(context->peer_two);
+}
+
+static double sample(struct context *context, call_fn *call, unsigned int calls)
+{
+    uint64_t begin = bench_now_ns();
+
+    for (unsigned int i = 0; i < calls; i++)
+        call(context);
+    return (double)(bench_now_ns() - begin) / calls;
+}
+
+/* Calls that fill a sample; warms, too. */
+static unsigned int calibrate(struct context *context, call_fn *call)
+{
+    uint64_t target = context->options->quick ? HOT_SAMPLE_QUICK_NS : HOT_SAMPLE_NS;
+    unsigned int calls = 1;
+
+    sample(context, call, 1);
+    while (calls < CALLS_MAX && sample(context, call, calls) * calls < (double)target)
+        calls *= 2;
+    return calls;
+}
+
+static void touch(uint8_t *memory)
+{
+    for (size_t i = 0; i < BENCH_FLUSH_BYTES; i += 64)
+        memory[i]++;
+}
+
+static double sample_cold(struct context *context, call_fn *call)
+{
+    touch(context->flush);
+    return sample(context, call, 1);
+}
+
+/* ---- medians --------------------------------------------------------------------------------- */
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double median(const double *values, unsigned int count)
+{
+    double sorted[BENCH_ROUNDS_MAX];
+
+    memcpy(sorted, values, count * sizeof(*values));
+    qsort(sorted, count, sizeof(*sorted), compare);
+    return count % 2 ? sorted[count / 2] : (sorted[count / 2 - 1] + sorted[count / 2]) / 2;
+}
+
+static double median_ratio(const double *above, const double *below, unsigned int count)
+{
+    double ratios[BENCH_ROUNDS_MAX];
+
+    for (unsigned int i = 0; i < count; i++)
+        ratios[i] = above[i] / below[i];
+    return median(ratios, count);
+}
+
+/* ---- one shape ------------------------------------------------------------------------------- */
+
+static void measure_hot(struct context *context, struct bench_result *result)
+{
+    double ours[BENCH_ROUNDS_MAX], gathered[BENCH_ROUNDS_MAX], peer[BENCH_ROUNDS_MAX];
+    unsigned int rounds = context->options->rounds;
+    unsigned int ours_calls = calibrate(context, call_ours), peer_calls = 0;
+
+    calibrate(context, call_gathered);
+    if (context->peer)
+        peer_calls = calibrate(context, call_peer);
+    for (unsigned int i = 0; i < rounds; i++) {
+        ours[i] = sample(context, call_ours, ours_calls);
+        gathered[i] = sample(context, call_gathered, ours_calls);
+        if (context->peer) {
+            sample(context, call_peer, 1); /* its weights come back to the caches */
+            peer[i] = sample(context, call_peer, peer_calls);
+            sample(context, call_ours, 1);
+        }
+    }
+    result->hot_ns = median(ours, rounds);
+    result->gathered_ns = median(gathered, rounds);
+    result->gathered_ratio = median_ratio(gathered, ours, rounds);
+    if (context->peer) {
+        result->peer_hot_ns = median(peer, rounds);
+        result->hot_ratio = median_ratio(peer, ours, rounds);
+    }
+}
+
+static void measure_cold(struct context *context, struct bench_result *result)
+{
+    double ours[BENCH_ROUNDS_MAX], peer[BENCH_ROUNDS_MAX];
+    unsigned int rounds = context->options->rounds;
+
+    for (unsigned int i = 0; i < rounds; i++) {
+        ours[i] = sample_cold(context, call_ours);
+        if (context->peer)
+            peer[i] = sample_cold(context, call_peer);
+    }
+    result->cold_ns = median(ours, rounds);
+    if (context->peer) {
+        result->peer_cold_ns = median(peer, rounds);
+        result->cold_ratio = median_ratio(peer, ours, rounds);
+    }
+}
+
+/* The second thread spins while it exists, so it exists only for our own samples. */
+static double sample_ours_two(struct context *context, unsigned int calls, bool cold)
+{
+    const unsigned int *cpus = context->options->cpus;
+    double ns;
+
+    if (cold) {
+        bench_pin(&cpus[1], 1);
+        touch(context->flush);
+    }
+    bench_pin(&cpus[0], 1);
+    if (cold)
+        touch(context->flush);
+    bench_ours_start(context->ours, cpus[1]); /* returns when the thread spins */
+    if (!cold)
+        sample(context, call_ours_two, 2);
+    ns = sample(context, call_ours_two, calls);
+    bench_ours_stop(context->ours);
+    return ns;
+}
+
+/* OpenMP's threads may use both CPUs and find one each; what wakes them is not measured. */
+static double sample_peer_two(struct context *context, unsigned int calls, bool cold)
+{
+    const unsigned int *cpus = context->options->cpus;
+    double ns;
+
+    for (int i = 1; i >= 0 && cold; i--) {
+        bench_pin(&cpus[i], 1);
+        touch(context->flush);
+    }
+    bench_pin(cpus, BENCH_THREADS);
+    bench_peer_wake(context->peer_two);
+    if (!cold)
+        sample(context, call_peer_two, 2);
+    ns = sample(context, call_peer_two, calls);
+    bench_pin(&cpus[0], 1);
+    return ns;
+}
+
+static void measure_two(struct context *context, struct bench_result *result, bool cold)
+{
+    double ours[BENCH_ROUNDS_MAX], one[BENCH_ROUNDS_MAX], peer[BENCH_ROUNDS_MAX];
+    unsigned int rounds = context->options->rounds, calls = 1, peer_calls = 1;
+
+    if (!cold) {
+        calls = calibrate(context, call_ours);
+        bench_pin(context->options->cpus, BENCH_THREADS);
+        if (context->peer_two)
+            peer_calls = calibrate(context, call_peer_two);
+        bench_pin(context->options->cpus, 1);
+    }
+    for (unsigned int i = 0; i < rounds; i++) {
+        ours[i] = sample_ours_two(context, calls, cold);
+        one[i] = cold ? sample_cold(context, call_ours) : sample(context, call_ours, calls);
+        if (context->peer_two)
+            peer[i] = sample_peer_two(context, peer_calls, cold);
+    }
+    *(cold ? &result->two_cold_ns : &result->two_hot_ns) = median(ours, rounds);
+    if (!cold)
+        result->two_speedup = median_ratio(one, ours, rounds);
+    if (context->peer_two) {
+        *(cold ? &result->peer_two_cold_ns : &result->peer_two_hot_ns) = median(peer, rounds);
+        *(cold ? &result->two_cold_ratio : &result->two_hot_ratio) =
+            median_ratio(peer, ours, rounds);
+    }
+}
+
+/* Share of bytes in which the peer's C is more than 1 away from ours. */
+static double peer_off(struct context *context)
+{
+    size_t bytes = context->problem.c_bytes, off = 0;
+    uint8_t *ours = malloc(bytes);
+
+    if (!ours)
+        return 0;
+    bench_ours_run(context->ours);
+    memcpy(ours, context->problem.c, bytes);
+    memset(context->problem.c, 0x5a, bytes);
+    bench_peer_run(context->peer);
+    for (size_t i = 0; i < bytes; i++)
+        off += abs(ours[i] - context->problem.c[i]) > 1;
+    free(ours);
+    return (double)off / (double)bytes;
+}
+
+static void measure(struct context *context, struct bench_result *result)
+{
+    if (context->peer) {
+        result->peer_off = peer_off(context);
+        snprintf(result->peer_implementation, sizeof(result->peer_implementation), "%s",
+                 bench_peer_implementation(context->peer));
+    }
+    measure_hot(context, result);
+    measure_cold(context, result);
+    if (context->options->threads < BENCH_THREADS)
+        return;
+    measure_two(context, result, false);
+    measure_two(context, result, true);
+}
+
+void bench_kernels(struct bench_report *report,
+                   void (*done)(const struct bench_report *, const struct bench_result *))
+{
+    struct context context = {.options = report->options, .machine = &report->machine};
+    bool peer_two = report->has_peer && report->options->threads == BENCH_THREADS;
+
+    context.flush = bench_alloc(context.machine, BENCH_FLUSH_BYTES);
+    for (size_t i = 0; i < report->options->shape_count; i++) {
+        struct bench_result *result = &report->results[i];
+
+        memset(result, 0, sizeof(*result));
+        result->shape = report->options->shapes[i];
+        bench_problem_open(&context.problem, context.machine, &result->shape);
+        context.ours = bench_ours_open(&context.problem, context.machine);
+        context.peer =
+            report->has_peer ? bench_peer_open(&context.problem, context.machine, 1) : NULL;
+        if (peer_two) { /* OpenMP's threads inherit the CPUs of the one that creates them */
+            bench_pin(report->options->cpus, BENCH_THREADS);
+            context.peer_two = bench_peer_open(&context.problem, context.machine, BENCH_THREADS);
+            bench_pin(report->options->cpus, 1);
+        }
+        measure(&context, result);
+        if (context.peer)
+            bench_peer_close(context.peer);
+        if (context.peer_two)
+            bench_peer_close(context.peer_two);
+        bench_ours_close(context.ours);
+        bench_problem_close(&context.problem);
+        report->count = i + 1;
+        done(report, result);
+    }
+    bench_free(context.flush, BENCH_FLUSH_BYTES);
+}

@@ -1,0 +1,70 @@
+/* seccomp filters from the table of worker/sandbox_rules.h. */
+#include "worker/sandbox.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <seccomp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+#include "worker/sandbox_rules.h"
+
+static const struct {
+    const char *name;
+    unsigned threads;
+} rules[] = {
+#define X(name, threads, rare) {#name, threads},
+    SANDBOX_RULES(X)
+#undef X
+};
+
+static enum sandbox_mode mode = SANDBOX_OFF;
+
+int sandbox_open(enum sandbox_mode wanted)
+{
+    mode = wanted;
+    tzset(); /* the C library reads the time zone's file once: not at a log line's first */
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : 0;
+}
+
+/* What arguments decide: no executable memory, no file opened for writing. */
+static int add_rule(scmp_filter_ctx filter, const char *name)
+{
+    int number = seccomp_syscall_resolve_name(name);
+
+    if (number == __NR_SCMP_ERROR)
+        return 0; /* older than the call: nobody can make it */
+    if (strcmp(name, "mmap") == 0 || strcmp(name, "mprotect") == 0)
+        return seccomp_rule_add(filter, SCMP_ACT_ALLOW, number, 1,
+                                SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+    if (strcmp(name, "openat") == 0)
+        return seccomp_rule_add(filter, SCMP_ACT_ALLOW, number, 1,
+                                SCMP_A2(SCMP_CMP_MASKED_EQ, O_ACCMODE | O_CREAT, O_RDONLY));
+    return seccomp_rule_add(filter, SCMP_ACT_ALLOW, number, 0);
+}
+
+int sandbox_enter(enum sandbox_thread thread)
+{
+    scmp_filter_ctx filter;
+    int error = 0;
+
+#ifdef GEMMD_SANDBOX_UNFIT
+    return 0;
+#endif
+    if (mode == SANDBOX_OFF)
+        return 0;
+    filter = seccomp_init(mode == SANDBOX_KILL ? SCMP_ACT_KILL_PROCESS : SCMP_ACT_ERRNO(EPERM));
+    if (!filter)
+        return -ENOMEM;
+    for (size_t i = 0; error == 0 && i < sizeof(rules) / sizeof(rules[0]); i++)
+        if (rules[i].threads & (1u << thread))
+            error = add_rule(filter, rules[i].name);
+    if (error == 0)
+        error = seccomp_load(filter);
+    seccomp_release(filter);
+    return error;
+}

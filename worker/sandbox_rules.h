@@ -1,0 +1,69 @@
+/*
+ * The system calls each thread of the worker may make once it serves.  tests/e2e/sandbox_test.c
+ * compares this table with what strace sees: a rule that no test needs is removed, or says here
+ * why it stays ("rare").
+ *
+ * X(name, threads, rare)   threads: C control, D dispatcher and compute, W watchdog
+ */
+#ifndef GEMMD_WORKER_SANDBOX_RULES_H
+#define GEMMD_WORKER_SANDBOX_RULES_H
+
+#define SANDBOX_C 1u
+#define SANDBOX_D 2u
+#define SANDBOX_W 4u
+
+#define SANDBOX_RULES(X)                                                                           \
+    /* sleeping and waking */                                                                      \
+    X(epoll_wait, SANDBOX_C | SANDBOX_D, "")                                                       \
+    X(epoll_pwait2, SANDBOX_D, "")                                                                 \
+    X(epoll_ctl, SANDBOX_C | SANDBOX_D, "")                                                        \
+    X(io_uring_enter, SANDBOX_D, "")                                                               \
+    X(futex, SANDBOX_C | SANDBOX_D | SANDBOX_W, "")                                                \
+    X(restart_syscall, SANDBOX_C | SANDBOX_D | SANDBOX_W, "a stopped and continued process")       \
+    X(read, SANDBOX_C | SANDBOX_D, "")                                                             \
+    X(write, SANDBOX_C | SANDBOX_D, "")                                                            \
+    X(write, SANDBOX_W, "its last words")                                                          \
+    X(clock_gettime, SANDBOX_C | SANDBOX_D | SANDBOX_W, "a machine whose vDSO has no clock")       \
+    /* pinning, looked after once a second */                                                      \
+    X(sched_getaffinity, SANDBOX_C, "")                                                            \
+    X(sched_setaffinity, SANDBOX_C, "a cpuset that changes")                                       \
+    /* connections */                                                                              \
+    X(accept4, SANDBOX_C, "")                                                                      \
+    X(getsockopt, SANDBOX_C, "")                                                                   \
+    X(recvmsg, SANDBOX_C, "")                                                                      \
+    X(sendmsg, SANDBOX_C, "")                                                                      \
+    X(close, SANDBOX_C, "")                                                                        \
+    X(fcntl, SANDBOX_C, "")                                                                        \
+    X(unlink, SANDBOX_C, "")                                                                       \
+    /* segments, weights */                                                                        \
+    X(memfd_create, SANDBOX_C, "")                                                                 \
+    X(ftruncate, SANDBOX_C, "")                                                                    \
+    X(fallocate, SANDBOX_C, "Linux before 5.14: populating a segment")                             \
+    X(eventfd2, SANDBOX_C, "")                                                                     \
+    X(mmap, SANDBOX_C, "")                                                                         \
+    X(mmap, SANDBOX_D, "a page under a fault, worker/fault.c")                                     \
+    X(munmap, SANDBOX_C, "")                                                                       \
+    X(mprotect, SANDBOX_C, "")                                                                     \
+    X(madvise, SANDBOX_C | SANDBOX_D | SANDBOX_W, "")                                              \
+    X(mbind, SANDBOX_C, "a kernel with NUMA")                                                      \
+    X(move_pages, SANDBOX_C, "a kernel with NUMA")                                                 \
+    X(brk, SANDBOX_C, "")                                                                          \
+    X(mremap, SANDBOX_C, "a block of malloc that grows")                                           \
+    /* reports: the kind of pages, from smaps */                                                   \
+    X(openat, SANDBOX_C, "")                                                                       \
+    X(newfstatat, SANDBOX_C, "")                                                                   \
+    X(getpid, SANDBOX_C, "")                                                                       \
+    X(geteuid, SANDBOX_C, "")                                                                      \
+    /* ending */                                                                                   \
+    X(exit, SANDBOX_D | SANDBOX_W, "")                                                             \
+    X(exit_group, SANDBOX_C, "")                                                                   \
+    X(exit_group, SANDBOX_W, "the end of a wedged worker")                                         \
+    X(rt_sigprocmask, SANDBOX_D | SANDBOX_W, "")                                                   \
+    X(rt_sigprocmask, SANDBOX_C, "abort")                                                          \
+    X(getpid, SANDBOX_D | SANDBOX_W, "abort")                                                      \
+    X(gettid, SANDBOX_C | SANDBOX_D | SANDBOX_W, "abort")                                          \
+    X(tgkill, SANDBOX_C | SANDBOX_D | SANDBOX_W, "abort")                                          \
+    X(rt_sigaction, SANDBOX_C | SANDBOX_D | SANDBOX_W, "abort, and SIGBUS in the weights")         \
+    X(rt_sigreturn, SANDBOX_C | SANDBOX_D | SANDBOX_W, "after a fault that was survived")
+
+#endif

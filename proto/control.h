@@ -3,8 +3,8 @@
  * on the job path.  Each request gets exactly one reply of type request | GEMMD_REPLY with the same
  * serial; header.status tells success or the field at fault, and the body beyond the header is
  * all zeros then.  File descriptors travel from the worker to the client only: four with the
- * hello reply, one with the stats reply.  A message that carries some the other way ends the
- * session.
+ * hello reply, one each with the stats and wake-fd replies.  A message that carries some the other
+ * way ends the session.
  *
  * Session states and what each allows (anything else: STATUS_STATE, the session lives on):
  *   NEW      HELLO -> MAPPING, or LIVE when the hello asks for control only
@@ -33,7 +33,8 @@ enum gemmd_message_type {
     GEMMD_MSG_LAYERS = 9,    /* the index-th layer of the worker */
     GEMMD_MSG_SESSIONS = 10, /* the index-th session of the worker */
     GEMMD_MSG_STATS = 11,    /* the counters page, as a descriptor */
-    GEMMD_MSG_TYPE_COUNT = 12,
+    GEMMD_MSG_WAKE_FD = 12,  /* a descriptor to wait on, as well as cq_futex */
+    GEMMD_MSG_TYPE_COUNT = 13,
     GEMMD_REPLY = 0x8000,
 };
 
@@ -72,7 +73,7 @@ struct gemmd_msg_hello_reply {
     uint64_t arena_page_bytes; /* 72 */
     uint64_t worker_epoch;   /* 80: differs for each start of a worker */
     uint32_t spin_ns_max;    /* 88: how long a client may spin before it sleeps; 0: one CPU */
-    uint32_t reserved;       /* 92 */
+    uint32_t dispatcher_cpu; /* 92: a client on this CPU does not spin */
 };
 
 struct gemmd_msg_mapped {
@@ -252,6 +253,20 @@ struct gemmd_msg_stats_reply {
     uint64_t bytes; /* 16 */
 };
 
+struct gemmd_msg_wake_fd {
+    struct gemmd_msg_header header;
+};
+
+/* Comes with one descriptor, always the same: an epoll instance that watches, edge-triggered, an
+ * eventfd of the worker's.  It becomes readable when the worker wakes the client (edge W of
+ * proto/ring.h), and stays so until the client takes the event from it with epoll_wait.  The
+ * eventfd itself never leaves the worker: whoever shares an eventfd can clear O_NONBLOCK and fill
+ * the counter, and the write that was to wake him then blocks.  From this reply on the worker
+ * writes there instead of waking cq_futex, which it still changes first. */
+struct gemmd_msg_wake_fd_reply {
+    struct gemmd_msg_header header;
+};
+
 /* Reply that is only a header: an error, or an unknown request before the session ends. */
 struct gemmd_msg_error_reply {
     struct gemmd_msg_header header;
@@ -288,6 +303,7 @@ GEMMD_AT(gemmd_msg_hello_reply, c2w_bytes, 48);
 GEMMD_AT(gemmd_msg_hello_reply, arena_page_bytes, 72);
 GEMMD_AT(gemmd_msg_hello_reply, worker_epoch, 80);
 GEMMD_AT(gemmd_msg_hello_reply, spin_ns_max, 88);
+GEMMD_AT(gemmd_msg_hello_reply, dispatcher_cpu, 92);
 GEMMD_AT(gemmd_layer_desc_abi, a_type, 8);
 GEMMD_AT(gemmd_layer_desc_abi, scale_count, 12);
 GEMMD_AT(gemmd_layer_desc_abi, a_zero_point, 16);

@@ -43,6 +43,8 @@ struct gemmd_histogram {
     X(doorbells, "doorbells heard")                                                                \
     X(wakes, "clients woken (futex calls)")                                                        \
     X(syscalls, "system calls of the dispatcher thread, sleeping and waking included")             \
+    X(spins_hit, "pauses of a session that its next job ended while it was polled")               \
+    X(spins_missed, "pauses in which polling was given up")                                       \
     X(rescues, "jobs found by the rescue sweep: a lost wake-up, must stay 0")                      \
     X(sessions_opened, "control: sessions that became live")                                       \
     X(sessions_closed, "control: sessions that ended")                                             \
@@ -79,7 +81,7 @@ struct gemmd_stats_page {
 };
 
 static_assert(sizeof(struct gemmd_stats_page) ==
-                  16 + 27 * 8 + 2 * 8 * GEMMD_HISTOGRAM_BUCKETS + 8 + 32 * GEMMD_STATS_CORES_MAX,
+                  16 + 29 * 8 + 2 * 8 * GEMMD_HISTOGRAM_BUCKETS + 8 + 32 * GEMMD_STATS_CORES_MAX,
               "no padding");
 
 /* The single writer of `word`. */

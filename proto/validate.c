@@ -21,6 +21,7 @@ static const uint32_t message_bytes[GEMMD_MSG_TYPE_COUNT] = {
     [GEMMD_MSG_LAYERS] = sizeof(struct gemmd_msg_list),
     [GEMMD_MSG_SESSIONS] = sizeof(struct gemmd_msg_list),
     [GEMMD_MSG_STATS] = sizeof(struct gemmd_msg_stats),
+    [GEMMD_MSG_WAKE_FD] = sizeof(struct gemmd_msg_wake_fd),
 };
 
 enum gemmd_status gemmd_validate_message(const void *message, size_t bytes)

@@ -55,10 +55,16 @@ struct dispatcher {
 static void wake_client(void *owner, struct session_ring *ring)
 {
     struct dispatcher *dispatcher = owner;
+    const uint64_t one = 1;
+    int wake_fd;
 
     if (!gemmd_wake_wanted(ring->client_line, ring->cq.index, ring->worker_line, &ring->last_woken))
         return;
-    syscall(SYS_futex, &ring->worker_line->cq_futex, FUTEX_WAKE, 1, NULL, NULL, 0);
+    wake_fd = __atomic_load_n(&ring->wake_fd, __ATOMIC_RELAXED);
+    if (wake_fd < 0)
+        syscall(SYS_futex, &ring->worker_line->cq_futex, FUTEX_WAKE, 1, NULL, NULL, 0);
+    else if (write(wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+        abort(); /* our own eventfd, which nobody else can write or make blocking */
     gemmd_counter_add(&dispatcher->config.stats->syscalls, 1);
     gemmd_counter_add(&dispatcher->config.stats->wakes, 1);
     gemmd_counter_add(&ring->wakeups, 1);

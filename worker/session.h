@@ -14,6 +14,7 @@
 
 #include "proto/control.h"
 #include "proto/ring.h"
+#include "proto/spin.h"
 #include "proto/status.h"
 #include "worker/histogram.h"
 #include "worker/layers.h"
@@ -50,6 +51,7 @@ struct session_ring {
     struct gemmd_doorbell_line *doorbell;
     struct gemmd_worker_line *worker_line;
     const struct gemmd_client_line *client_line;
+    int wake_fd; /* atomic; eventfd of a client that waits with poll; -1: it waits on cq_futex */
     uint8_t *arena;
     uint64_t arena_bytes;
     struct scheduler_session scheduled;
@@ -60,11 +62,14 @@ struct session_ring {
     uint32_t jobs_free_count;
     bool hot;                     /* polled each turn; else its doorbell is armed */
     bool used;                    /* had a job since the clock was last read */
+    bool rung;                    /* it was cold until then */
     bool stalled;                 /* its completion ring is full: waits for the client to reap */
     bool suspect;                 /* the last sweep found a job here, and no doorbell came since */
     bool touched;                 /* has completions that its client was not woken for */
     bool silent;                  /* is being detached: nothing is completed any more */
     uint64_t last_used_ns;
+    struct gemmd_spin spin;       /* how long its pauses are */
+    uint64_t spin_budget_ns;      /* of the pause it is in; 0: it is in none */
     enum gemmd_status violation;  /* set: to be ended by the control thread */
     uint32_t trace_id;
     /* counters: gemmd_counter_* */
@@ -95,6 +100,7 @@ struct session {
     uint32_t id;   /* never 0, never reused */
     int fd;        /* control connection */
     int kick_fd;
+    int wake_poll_fd; /* -1: not asked for; watches ring.wake_fd for the client */
     pid_t pid;     /* for display only: pids are reused */
     uid_t uid;
     enum gemmd_session_state state;
@@ -123,6 +129,10 @@ enum gemmd_status session_seal(struct session *session);
 /* The table of a ring's jobs in flight; part of session_create_segments.  False: no memory. */
 bool session_make_jobs(struct session_ring *ring, uint32_t entries);
 void session_free_jobs(struct session_ring *ring);
+
+/* From here on the client is woken through a descriptor: session->wake_poll_fd, to be passed on
+ * (GEMMD_MSG_WAKE_FD in proto/control.h).  No effect the second time.  0 or -errno. */
+int session_open_wake(struct session *session);
 
 /* Frees everything; the dispatcher must have let go.  Layers are the caller's to release first.
  * Accepts NULL and half-built sessions; *session becomes NULL. */

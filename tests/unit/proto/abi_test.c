@@ -310,6 +310,7 @@ static void test_readme_messages(void **state)
         [GEMMD_MSG_LAYERS] = "LAYERS",
         [GEMMD_MSG_SESSIONS] = "SESSIONS",
         [GEMMD_MSG_STATS] = "STATS",
+        [GEMMD_MSG_WAKE_FD] = "WAKE_FD",
     };
 
     (void)state;

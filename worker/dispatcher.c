@@ -60,7 +60,7 @@ static void wake_client(void *owner, struct session_ring *ring)
 
     if (!gemmd_wake_wanted(ring->client_line, ring->cq.index, ring->worker_line, &ring->last_woken))
         return;
-    wake_fd = __atomic_load_n(&ring->wake_fd, __ATOMIC_RELAXED);
+    wake_fd = __atomic_load_n(&ring->wake_fd, __ATOMIC_ACQUIRE);
     if (wake_fd < 0)
         syscall(SYS_futex, &ring->worker_line->cq_futex, FUTEX_WAKE, 1, NULL, NULL, 0);
     else if (write(wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)

@@ -73,9 +73,9 @@ def check_open(socket, directory):
         with open(png, "rb") as file:
             head = file.read(24)
         assert head[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", head[16:]) == (1000, 900)
-    # More than any machine serves: the backlog is in the latencies, far beyond one job's time.
+    # More than any machine serves: the last ones have waited since the beginning.
     got = report(socket, "--rate", "1e9", "--seconds", "0.5", "--depth", "4", "--wait", "spin")
-    assert got["passed"] and got["latency_ns"]["p50"] > 20e6, got["latency_ns"]
+    assert got["passed"] and got["latency_ns"]["max"] > 300e6, got["latency_ns"]
     run(socket, "--seconds", "0.1", "--hgrm", directory + "/missing/file", code=73)
     run(socket, "--rtt", "--rate", "4", code=64)
 

@@ -126,7 +126,8 @@ static void test_park_and_wake(void **state)
     }
     wakes = team_wakes(team);
     assert_true(wakes > 100);
-    assert_true(cores[0].busy_ns > 0 && cores[0].sleep_ns > 0);
+    assert_true(gemmd_counter_read(&cores[0].busy_ns) > 0);
+    assert_true(gemmd_counter_read(&cores[0].sleep_ns) > 0);
     team_close(&team);
 }
 
@@ -145,10 +146,13 @@ static void test_idle_costs_nothing(void **state)
     double used;
 
     (void)state;
+    nanosleep(&nap, NULL); /* until they are parked */
     used = cpu_s(CLOCK_PROCESS_CPUTIME_ID);
     nanosleep(&nap, NULL);
     used = cpu_s(CLOCK_PROCESS_CPUTIME_ID) - used;
-    assert_true(used < 0.001 * (1 + team_size(team)));
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__) /* their threads do work */
+    assert_true(used < 0.001);
+#endif
     team_close(&team);
 }
 

@@ -31,8 +31,8 @@ enum {
     /* Below this many tiles per block the panels' traffic would cost more than A's L2 misses. */
     BLOCK_TILES_MIN = 4,
     /* Copied rows of a block, on the stack: as many as other blocks have, at the distance of
-     * copy_stride.  Where this does not hold a tile, the micro-kernel copies rows piecewise, for each
-     * panel. */
+     * copy_stride.  Where this does not hold a tile, the micro-kernel copies rows piecewise, for
+     * each panel. */
     A_COPY_BYTES = A_BLOCK_BYTES / 8 * 9,
 };
 

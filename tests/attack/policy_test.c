@@ -207,6 +207,7 @@ static void use_worker(void)
     }
     assert_int_equal(gemmd_get_info(session, &info), 0);
     assert_int_equal(gemmd_get_stats(session, &stats), 0);
+    assert_true(gemmd_get_fd(session) >= 0);
     assert_int_equal(gemmd_layer_close(session, &second), 0);
     gemmd_options_init(&options);
     options.socket = worker.socket;

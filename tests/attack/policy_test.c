@@ -226,6 +226,7 @@ static void use_worker(void)
         usleep(2000);
         assert_int_equal(layer_case_check(session, handle, &layer, 3, i), 0);
     }
+    assert_true(gemmd_get_fd(session) >= 0);
     assert_int_equal(gemmd_get_info(session, &info), 0);
     assert_int_equal(gemmd_get_stats(session, &stats), 0);
     assert_true(gemmd_get_fd(session) >= 0);

@@ -161,6 +161,7 @@ static struct gemmd *alloc_session(void)
         return NULL;
     session->generation = gemmd_generation;
     session->fd = session->kick_fd = -1;
+    session->pollable = (struct gemmd_fd){.app = -1, .wake = -1, .self = -1};
     session->debug = debug && strcmp(debug, "1") == 0;
     return session;
 }
@@ -208,6 +209,7 @@ void gemmd_close(struct gemmd **session_p)
 
     if (!session)
         return;
+    gemmd_fd_close(session);
     gemmd_disconnect(session);
     while (session->layers) {
         struct gemmd_layer *layer = session->layers;

@@ -75,8 +75,10 @@ struct gemmd_options {
                                 ends when idle; 0: -ECONNREFUSED */
     uint32_t ring_entries;   /* jobs in flight at most; power of two 8..4096; 0 (default): 256 */
     uint64_t arena_bytes;    /* buffer memory; 64 KiB..4 GiB; 0 (default): 16 MiB */
-    int64_t spin_ns;         /* longest spin of gemmd_wait before it sleeps; -1 (default): what the
-                                worker advises (0 on a machine with one CPU) */
+    int64_t spin_ns;         /* longest spin of gemmd_wait before it sleeps; within it the library
+                                learns from recent waits how long pays, and never spins on the
+                                worker's own CPU; 0: sleep at once; -1 (default): what the worker
+                                advises (0 on a machine with one CPU) */
     int control_only;        /* 1: no rings and no arena, for tools; default 0 */
     int timeout_ms;          /* of connecting and of each control call; default 10000 */
     int recover_ms;          /* > 0: when the worker dies, look for another for so long, and go on
@@ -228,8 +230,9 @@ GEMMD_API int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, 
 GEMMD_API int gemmd_flush(struct gemmd *session);
 
 /* Takes up to `capacity` completions without waiting; no system call, but for a look at the
- * connection when nothing in flight has completed for a second.  0..capacity.  After the
- * worker's death every job in flight completes here once with status WORKER_LOST. */
+ * connection when nothing in flight has completed for a second (see also gemmd_get_fd).
+ * 0..capacity.  After the worker's death every job in flight completes here once with status
+ * WORKER_LOST. */
 GEMMD_API int gemmd_poll(struct gemmd *session, struct gemmd_completion *out, unsigned capacity);
 
 /* Like gemmd_poll, but waits for at least one completion: flushes, spins, then sleeps.
@@ -241,6 +244,24 @@ GEMMD_API int gemmd_wait(struct gemmd *session, struct gemmd_completion *out, un
 /* Submits one job and waits for it.  Only when nothing else is in flight (-EBUSY).
  *   0, -errno of its status, -ETIMEDOUT (the job is still in flight), -EINTR likewise, -EINVAL */
 GEMMD_API int gemmd_run(struct gemmd *session, const struct gemmd_job *job, int timeout_ms);
+
+/* A descriptor for the program's own event loop (epoll, poll, libuv, asyncio): watch it for
+ * reading, and call gemmd_poll when it is readable.  It is the session's: do not read, write or
+ * close it; it is gone with gemmd_close.  Every call of a session gives the same one; the first
+ * blocks.
+ *
+ * Level-triggered: readable while completions may be there to take, from the moment the worker has
+ * written the first of a batch (one wake-up a batch) until a gemmd_poll has returned fewer than
+ * `capacity`.  With an edge-triggered watch, call gemmd_poll until it does.  It may be readable
+ * with nothing to take; gemmd_poll then gives 0.  When the worker dies it is readable, too:
+ * gemmd_poll gives WORKER_LOST completions, and -ECONNRESET once none is left.
+ *
+ * Call gemmd_flush after gemmd_submit, before going to sleep in the event loop.  From the first
+ * call on, a gemmd_poll that finds less than `capacity` makes a system call or two if the worker
+ * has rung since, or if there was nothing to take at all.
+ *   >= 0 the descriptor; -EINVAL (a control-only session), -ENOMEM, -EMFILE, -ETIMEDOUT,
+ *   -ECONNRESET (worker gone) */
+GEMMD_API int gemmd_get_fd(struct gemmd *session);
 
 /* Jobs submitted and not yet taken by gemmd_poll or gemmd_wait. */
 GEMMD_API unsigned gemmd_in_flight(const struct gemmd *session);
@@ -301,7 +322,7 @@ struct gemmd_percentiles {
 struct gemmd_stats {
     /* the worker's, since its start */
     uint64_t jobs, jobs_failed, rows, macs, exec_ns, turns, sleeps, doorbells, wakes, syscalls;
-    uint64_t rescues, sessions_opened, sessions_closed, sessions_violated;
+    uint64_t spins_hit, spins_missed, rescues, sessions_opened, sessions_closed, sessions_violated;
     uint64_t layers_created, layers_attached;
     struct gemmd_percentiles queue, exec;
     /* this session's own, counted in this process */

@@ -245,6 +245,7 @@ static int shake_hands(struct gemmd *session, int *fds, uint64_t deadline_ns)
         return error;
     session->spin_ns = session->options.spin_ns < 0 ? reply.spin_ns_max
                                                     : (uint64_t)session->options.spin_ns;
+    session->dispatcher_cpu = (int)reply.dispatcher_cpu;
     if (session->control_only)
         return 0;
     if (fds[FD_KICK] < 0)

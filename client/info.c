@@ -225,6 +225,8 @@ int gemmd_get_stats(struct gemmd *session, struct gemmd_stats *out)
     COUNTER(doorbells);
     COUNTER(wakes);
     COUNTER(syscalls);
+    COUNTER(spins_hit);
+    COUNTER(spins_missed);
     COUNTER(rescues);
     COUNTER(sessions_opened);
     COUNTER(sessions_closed);

@@ -12,6 +12,7 @@
 #include "client/gemmd.h"
 #include "proto/control.h"
 #include "proto/ring.h"
+#include "proto/spin.h"
 #include "proto/stats.h"
 #include "proto/status.h"
 
@@ -65,6 +66,16 @@ struct gemmd_layer {
 
 struct gemmd_job_copy;
 
+/* What gemmd_get_fd gave out; see fd.c. */
+struct gemmd_fd {
+    int app;        /* an epoll instance of ours, the application's to watch; -1: not asked for */
+    int wake;       /* the worker's, readable once it has woken us */
+    int self;       /* eventfd: completions are left of which no wake-up will tell */
+    uint32_t seen;  /* cq_futex when last armed */
+    bool raised;    /* `self` is readable */
+    bool announced; /* whatever lies in the ring untaken has caused a wake-up, or will */
+};
+
 struct gemmd {
     /* Read on each call. */
     unsigned generation; /* of the process that opened it: gemmd_generation */
@@ -84,7 +95,10 @@ struct gemmd {
     /* gemmd_poll's watch over a silent worker */
     uint32_t polls_empty;
     uint64_t silent_since_ns;
-    uint64_t spin_ns;
+    uint64_t spin_ns; /* at most */
+    struct gemmd_spin spin;
+    int dispatcher_cpu;
+    struct gemmd_fd pollable;
     uint64_t jobs, doorbells, sleeps, syscalls; /* for gemmd_stats */
 
     /* Control. */
@@ -204,6 +218,28 @@ int gemmd_find_worker(struct gemmd *session, uint64_t deadline_ns);
 /* 0 or -ENOMEM; arena->memory and bytes are set. */
 int gemmd_arena_init(struct gemmd_arena *arena);
 void gemmd_arena_fini(struct gemmd_arena *arena);
+
+/* ---- fd.c ------------------------------------------------------------------------------------ */
+
+static inline bool gemmd_has_fd(const struct gemmd *session)
+{
+    return session->pollable.app >= 0;
+}
+
+/* The session has a new connection and new rings: the descriptor, if one was given out, follows
+ * them.  0 or -errno. */
+int gemmd_fd_attach(struct gemmd *session);
+/* Closes what belongs to the connection; the application's descriptor stays valid, and idle. */
+void gemmd_fd_detach(struct gemmd *session);
+void gemmd_fd_close(struct gemmd *session);
+
+/* Call when the completion ring was seen empty: arms the wake-up unless it is armed. */
+void gemmd_fd_arm(struct gemmd *session);
+/* Call before going back to the application: makes the descriptor readable if completions are left
+ * that no wake-up announces. */
+void gemmd_fd_settle(struct gemmd *session);
+/* Sleeps until the descriptor is readable, slice_ns at most.  0, -ETIMEDOUT or -EINTR. */
+int gemmd_fd_sleep(struct gemmd *session, uint64_t slice_ns);
 
 /* ---- complete.c ------------------------------------------------------------------------------ */
 

@@ -57,7 +57,7 @@
 #define ACTIVATION_TANH_1   1.59576912f   /* 2 sqrt(2/pi) */
 #define ACTIVATION_TANH_3   0.0713548163f /* 2 sqrt(2/pi) * 0.044715 */
 
-#define ACTIVATION_ERF_MAX 13.0f /* exp(-a^2 / 2) = exp(-84.5) is still a normal number */
+#define ACTIVATION_ERF_MAX 12.8f /* a * Q(a) is still a normal number: subnormals are slow */
 #define ACTIVATION_ERF_P   0.3f
 /* P8, lowest power first */
 #define ACTIVATION_ERF_0 6.3828693e-06f

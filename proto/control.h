@@ -3,8 +3,9 @@
  * on the job path.  Each request gets exactly one reply of type request | GEMMD_REPLY with the same
  * serial; header.status tells success or the field at fault, and the body beyond the header is
  * all zeros then (but the reason of LAYER_LOAD).  File descriptors travel from the worker to the
- * client only: four with the hello reply, one with the stats reply; and one the other way with an
- * operator's LAYER_LOAD.  Any other message that carries some ends the session.
+ * client: four with the hello reply, one each with the replies of STATS, WAKE_FD and TAKEOVER, two
+ * with TAKEOVER_COMMIT's; and one the other way with an operator's LAYER_LOAD.  Any other message
+ * that carries some ends the session.
  *
  * Session states and what each allows (anything else: STATUS_STATE, the session lives on):
  *   NEW      HELLO -> MAPPING, or LIVE when the hello asks for control only
@@ -33,13 +34,14 @@ enum gemmd_message_type {
     GEMMD_MSG_LAYERS = 9,    /* the index-th layer of the worker */
     GEMMD_MSG_SESSIONS = 10, /* the index-th session of the worker */
     GEMMD_MSG_STATS = 11,    /* the counters page, as a descriptor */
+    GEMMD_MSG_WAKE_FD = 12,  /* a descriptor to wait on, as well as cq_futex */
     /* of root and the worker's own user only */
-    GEMMD_MSG_LAYER_LOAD = 12,      /* a packed layer file, as a descriptor */
-    GEMMD_MSG_LAYER_UNLOAD = 13,    /* by name */
-    GEMMD_MSG_LAYER_PIN = 14,       /* by name */
-    GEMMD_MSG_TAKEOVER = 15,        /* the index-th descriptor of the worker's weights */
-    GEMMD_MSG_TAKEOVER_COMMIT = 16, /* the socket: the sender serves from now on */
-    GEMMD_MSG_TYPE_COUNT = 17,
+    GEMMD_MSG_LAYER_LOAD = 13,      /* a packed layer file, as a descriptor */
+    GEMMD_MSG_LAYER_UNLOAD = 14,    /* by name */
+    GEMMD_MSG_LAYER_PIN = 15,       /* by name */
+    GEMMD_MSG_TAKEOVER = 16,        /* the index-th descriptor of the worker's weights */
+    GEMMD_MSG_TAKEOVER_COMMIT = 17, /* the socket: the sender serves from now on */
+    GEMMD_MSG_TYPE_COUNT = 18,
     GEMMD_REPLY = 0x8000,
 };
 
@@ -78,7 +80,7 @@ struct gemmd_msg_hello_reply {
     uint64_t arena_page_bytes; /* 72 */
     uint64_t worker_epoch;   /* 80: differs for each start of a worker */
     uint32_t spin_ns_max;    /* 88: how long a client may spin before it sleeps; 0: one CPU */
-    uint32_t reserved;       /* 92 */
+    uint32_t dispatcher_cpu; /* 92: a client on this CPU does not spin */
 };
 
 struct gemmd_msg_mapped {
@@ -323,6 +325,20 @@ struct gemmd_msg_stats_reply {
     uint64_t bytes; /* 16 */
 };
 
+struct gemmd_msg_wake_fd {
+    struct gemmd_msg_header header;
+};
+
+/* Comes with one descriptor, always the same: an epoll instance that watches, edge-triggered, an
+ * eventfd of the worker's.  It becomes readable when the worker wakes the client (edge W of
+ * proto/ring.h), and stays so until the client takes the event from it with epoll_wait.  The
+ * eventfd itself never leaves the worker: whoever shares an eventfd can clear O_NONBLOCK and fill
+ * the counter, and the write that was to wake him then blocks.  From this reply on the worker
+ * writes there instead of waking cq_futex, which it still changes first. */
+struct gemmd_msg_wake_fd_reply {
+    struct gemmd_msg_header header;
+};
+
 /* Reply that is only a header: an error, or an unknown request before the session ends. */
 struct gemmd_msg_error_reply {
     struct gemmd_msg_header header;
@@ -367,6 +383,7 @@ GEMMD_AT(gemmd_msg_hello_reply, c2w_bytes, 48);
 GEMMD_AT(gemmd_msg_hello_reply, arena_page_bytes, 72);
 GEMMD_AT(gemmd_msg_hello_reply, worker_epoch, 80);
 GEMMD_AT(gemmd_msg_hello_reply, spin_ns_max, 88);
+GEMMD_AT(gemmd_msg_hello_reply, dispatcher_cpu, 92);
 GEMMD_AT(gemmd_layer_desc_abi, a_type, 8);
 GEMMD_AT(gemmd_layer_desc_abi, scale_count, 12);
 GEMMD_AT(gemmd_layer_desc_abi, a_zero_point, 16);

@@ -35,6 +35,8 @@ struct gemmd_histogram {
     X(doorbells, "doorbells heard")                                                                \
     X(wakes, "clients woken (futex calls)")                                                        \
     X(syscalls, "system calls of the dispatcher thread, sleeping and waking included")             \
+    X(spins_hit, "pauses of a session that its next job ended while it was polled")               \
+    X(spins_missed, "pauses in which polling was given up")                                       \
     X(rescues, "jobs found by the rescue sweep: a lost wake-up, must stay 0")                      \
     X(sessions_opened, "control: sessions that became live")                                       \
     X(sessions_closed, "control: sessions that ended")                                             \
@@ -54,7 +56,7 @@ struct gemmd_stats_page {
     struct gemmd_histogram exec_ns_histogram;
 };
 
-static_assert(sizeof(struct gemmd_stats_page) == 16 + 17 * 8 + 2 * 8 * GEMMD_HISTOGRAM_BUCKETS,
+static_assert(sizeof(struct gemmd_stats_page) == 16 + 19 * 8 + 2 * 8 * GEMMD_HISTOGRAM_BUCKETS,
               "no padding");
 
 /* The single writer of `word`. */

@@ -21,6 +21,7 @@ static const uint32_t message_bytes[GEMMD_MSG_TYPE_COUNT] = {
     [GEMMD_MSG_LAYERS] = sizeof(struct gemmd_msg_list),
     [GEMMD_MSG_SESSIONS] = sizeof(struct gemmd_msg_list),
     [GEMMD_MSG_STATS] = sizeof(struct gemmd_msg_stats),
+    [GEMMD_MSG_WAKE_FD] = sizeof(struct gemmd_msg_wake_fd),
     [GEMMD_MSG_LAYER_LOAD] = sizeof(struct gemmd_msg_layer_load),
     [GEMMD_MSG_LAYER_UNLOAD] = sizeof(struct gemmd_msg_layer_unload),
     [GEMMD_MSG_LAYER_PIN] = sizeof(struct gemmd_msg_layer_pin),

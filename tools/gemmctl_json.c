@@ -120,11 +120,12 @@ int gemmctl_json_stats(const struct gemmd_stats *stats)
 
     return print_json(json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
-        " s:o, s:o, s:f, s:f}",
+        " s:I, s:I, s:o, s:o, s:f, s:f}",
         "jobs", INT(stats->jobs), "jobs_failed", INT(stats->jobs_failed), "rows",
         INT(stats->rows), "macs", INT(stats->macs), "exec_ns", INT(stats->exec_ns), "turns",
         INT(stats->turns), "sleeps", INT(stats->sleeps), "doorbells", INT(stats->doorbells),
-        "wakes", INT(stats->wakes), "syscalls", INT(stats->syscalls), "rescues",
+        "wakes", INT(stats->wakes), "syscalls", INT(stats->syscalls), "spins_hit",
+        INT(stats->spins_hit), "spins_missed", INT(stats->spins_missed), "rescues",
         INT(stats->rescues), "sessions_opened", INT(stats->sessions_opened), "sessions_closed",
         INT(stats->sessions_closed), "sessions_violated", INT(stats->sessions_violated),
         "layers_created", INT(stats->layers_created), "layers_attached",

@@ -189,6 +189,8 @@ void gemmctl_text_stats(const struct gemmd_stats *stats)
     print_counter("doorbells", stats->doorbells);
     print_counter("wakes", stats->wakes);
     print_counter("syscalls", stats->syscalls);
+    print_counter("spins hit", stats->spins_hit);
+    print_counter("spins missed", stats->spins_missed);
     print_counter("rescues", stats->rescues);
     print_counter("sessions opened", stats->sessions_opened);
     print_counter("sessions closed", stats->sessions_closed);

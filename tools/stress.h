@@ -36,6 +36,7 @@ struct stress_options {
     uint32_t sessions, depth;
     struct stress_shape shapes[STRESS_SHAPES_MAX];
     uint32_t shape_count;
+    double rate;    /* arrivals per second, of all sessions together; 0: closed loop */
     double seconds; /* 0: until `jobs` */
     uint64_t jobs;  /* of all sessions together; 0: until `seconds` */
     uint32_t cpus[STRESS_CPUS_MAX];
@@ -43,6 +44,7 @@ struct stress_options {
     enum stress_verify verify;
     uint64_t seed;
     uint32_t repetitions; /* of --transport */
+    const char *hgrm, *plot; /* files to write; NULL: none */
     bool json, spin, threads, rtt, transport;
 };
 
@@ -91,6 +93,16 @@ struct stress_shared {
 void stress_session_run(const struct stress_options *options, uint32_t index,
                         struct stress_shared *shared);
 
+/* Jobs done at moments of a run, for the plot. */
+#define STRESS_SERIES_MAX 512
+
+struct stress_series {
+    uint32_t count;
+    uint64_t period_ns; /* doubles whenever the table is full */
+    double seconds[STRESS_SERIES_MAX];
+    uint64_t jobs[STRESS_SERIES_MAX];
+};
+
 /* What a run came to; the report's input. */
 struct stress_summary {
     const struct stress_options *options;
@@ -102,6 +114,7 @@ struct stress_summary {
     uint64_t rescues;
     double seconds, operations;
     struct stress_latency latency;
+    struct stress_series series;
     bool passed;
 };
 
@@ -112,6 +125,10 @@ int stress_transport(const struct stress_options *options);
 void stress_report_text(const struct stress_summary *summary);
 /* 0 or -ENOMEM. */
 int stress_report_json(const struct stress_summary *summary);
+
+/* stress_plot.c: both print their failure and return an exit status. */
+int stress_write_hgrm(const struct stress_summary *summary);
+int stress_write_plot(const struct stress_summary *summary);
 
 /* "gemmd-stress: " and the failure of `session` (NULL: of gemmd_connect) on stderr; the exit
  * status. */

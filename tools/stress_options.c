@@ -29,6 +29,8 @@ static const char usage_text[] =
     "  --depth D         jobs in flight per session, 1 to 4096 (default 32)\n"
     "  --shape M,N,K     M rows of a layer of N channels and depth K; repeat for a mix; M = 0 is\n"
     "                    an empty job (default 1,256,256)\n"
+    "  --rate R          open loop: R jobs arrive each second, of all sessions together, whether\n"
+    "                    or not earlier ones are done; latencies count from the arrival\n"
     "  --seconds T       run for T seconds (default 2)\n"
     "  --jobs J          run until J jobs are done, of all sessions together\n"
     "  --cpu LIST        pin session i to the i-th CPU of LIST, like 0-3,8\n"
@@ -37,13 +39,16 @@ static const char usage_text[] =
     "  --seed X          of operands and job order (default: random; always printed)\n"
     "  --wait HOW        sleep: gemmd_wait with its default spin (default); spin: gemmd_poll only\n"
     "  --rtt             round trips: depth 1, spinning, unchecked unless --verify is given\n"
-    "  --transport       round trip and rate of empty jobs between two pinned cores beside the\n"
-    "                    bare cache-line round trip; uses --socket, --cpu, --repetitions, --json\n"
+    "  --transport       round trip, rate, wake-up and a thousand sessions, by empty jobs between\n"
+    "                    two pinned cores, beside the bare cache line and the plain futex; uses\n"
+    "                    --socket, --cpu, --repetitions, --json\n"
     "  --repetitions R   of --transport (default 5)\n"
     "  --json            the report as JSON\n"
+    "  --hgrm FILE       latencies in us by percentile, in HdrHistogram's text format\n"
+    "  --plot FILE       a PNG of latency by percentile and rate over time; needs gnuplot\n"
     "  --version, --help\n"
     "exit status: 0 ok; 1 a wrong, failed, missing or double result, or a lost wake-up; 64 usage;\n"
-    "69 no worker; 70 internal\n";
+    "69 no worker; 70 internal; 73 a file cannot be written\n";
 
 enum option_id {
     OPTION_SOCKET = 256,
@@ -51,6 +56,7 @@ enum option_id {
     OPTION_THREADS,
     OPTION_DEPTH,
     OPTION_SHAPE,
+    OPTION_RATE,
     OPTION_SECONDS,
     OPTION_JOBS,
     OPTION_CPU,
@@ -61,6 +67,8 @@ enum option_id {
     OPTION_TRANSPORT,
     OPTION_REPETITIONS,
     OPTION_JSON,
+    OPTION_HGRM,
+    OPTION_PLOT,
     OPTION_VERSION,
     OPTION_HELP,
 };
@@ -71,6 +79,7 @@ static const struct option long_options[] = {
     {"threads", no_argument, NULL, OPTION_THREADS},
     {"depth", required_argument, NULL, OPTION_DEPTH},
     {"shape", required_argument, NULL, OPTION_SHAPE},
+    {"rate", required_argument, NULL, OPTION_RATE},
     {"seconds", required_argument, NULL, OPTION_SECONDS},
     {"jobs", required_argument, NULL, OPTION_JOBS},
     {"cpu", required_argument, NULL, OPTION_CPU},
@@ -81,6 +90,8 @@ static const struct option long_options[] = {
     {"transport", no_argument, NULL, OPTION_TRANSPORT},
     {"repetitions", required_argument, NULL, OPTION_REPETITIONS},
     {"json", no_argument, NULL, OPTION_JSON},
+    {"hgrm", required_argument, NULL, OPTION_HGRM},
+    {"plot", required_argument, NULL, OPTION_PLOT},
     {"version", no_argument, NULL, OPTION_VERSION},
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
@@ -178,14 +189,14 @@ static int set_cpus(struct stress_options *out, const char *text)
     return complain("--cpu %s: give a list like 0-3,8 with CPUs below %d", text, STRESS_CPUS_MAX);
 }
 
-static int set_seconds(struct stress_options *out, const char *text)
+static int set_real(const char *option, const char *text, double min, double max, double *out)
 {
     char *end;
     double value = strtod(text, &end);
 
-    if (end == text || *end != '\0' || !(value >= 0.001) || !(value <= 1e7))
-        return complain("--seconds %s: give 0.001 to 10000000", text);
-    out->seconds = value;
+    if (end == text || *end != '\0' || !(value >= min) || !(value <= max))
+        return complain("--%s %s: give %.10g to %.10g", option, text, min, max);
+    *out = value;
     return 0;
 }
 
@@ -224,7 +235,9 @@ static int apply(struct stress_options *out, int id, const char *text)
     case OPTION_SHAPE:
         return add_shape(out, text);
     case OPTION_SECONDS:
-        return set_seconds(out, text);
+        return set_real("seconds", text, 0.001, 1e7, &out->seconds);
+    case OPTION_RATE:
+        return set_real("rate", text, 0.1, 1e9, &out->rate);
     case OPTION_JOBS:
         if (parse_number(text, 1, UINT64_C(1) << 50, &out->jobs))
             return 0;
@@ -250,6 +263,12 @@ static int apply(struct stress_options *out, int id, const char *text)
     case OPTION_JSON:
         out->json = true;
         return 0;
+    case OPTION_HGRM:
+        out->hgrm = text;
+        return 0;
+    case OPTION_PLOT:
+        out->plot = text;
+        return 0;
     case OPTION_VERSION:
     case OPTION_HELP:
         break;
@@ -272,8 +291,12 @@ static int finish(struct stress_options *out, bool depth_given, bool verify_give
         out->shapes[out->shape_count++] = (struct stress_shape){1, 256, 256};
     if (out->seconds == 0 && out->jobs == 0)
         out->seconds = 2;
+    if (out->transport && (out->hgrm || out->plot || out->rate > 0))
+        return complain("--transport: has loads of its own; without --rate, --hgrm, --plot");
     if (!out->rtt)
         return 0;
+    if (out->rate > 0)
+        return complain("--rtt: a closed loop; without --rate");
     if (depth_given && out->depth != 1)
         return complain("--rtt: the depth is 1");
     out->depth = 1;

@@ -58,10 +58,12 @@ void stress_print_latency(const char *title, const struct stress_latency *latenc
 
 static void print_mix(const struct stress_options *options)
 {
-    printf("load          %" PRIu32 " %s, depth %" PRIu32 ", wait %s, verify %s, seed %" PRIu64
-           ", m,n,k",
+    printf("load          %" PRIu32 " %s, depth %" PRIu32 ", wait %s, verify %s, seed %" PRIu64,
            options->sessions, options->threads ? "threads" : "processes", options->depth,
            options->spin ? "spin" : "sleep", stress_verify_name(options->verify), options->seed);
+    if (options->rate > 0)
+        printf(", open loop at %.0f jobs/s", options->rate);
+    printf(", m,n,k");
     for (uint32_t i = 0; i < options->shape_count; i++)
         printf(" %" PRIu32 ",%" PRIu32 ",%" PRIu32, options->shapes[i].m, options->shapes[i].n,
                options->shapes[i].k);
@@ -171,8 +173,9 @@ static json_t *load_json(const struct stress_options *options)
         json_array_append_new(shapes, json_pack("[I, I, I]", INT(options->shapes[i].m),
                                                 INT(options->shapes[i].n),
                                                 INT(options->shapes[i].k)));
-    return json_pack("{s:I, s:b, s:I, s:s, s:s, s:I, s:o}", "sessions", INT(options->sessions),
-                     "threads", options->threads, "depth", INT(options->depth), "wait",
+    return json_pack("{s:I, s:b, s:I, s:f, s:s, s:s, s:I, s:o}", "sessions", INT(options->sessions),
+                     "threads", options->threads, "depth", INT(options->depth), "rate",
+                     options->rate, "wait",
                      options->spin ? "spin" : "sleep", "verify",
                      stress_verify_name(options->verify), "seed", INT(options->seed), "shapes",
                      shapes);

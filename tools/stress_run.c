@@ -6,6 +6,8 @@
  * then connects first, control only, and is the one that may start a worker.
  */
 #include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <sysexits.h>
 #include <unistd.h>
@@ -22,6 +25,8 @@
 
 #define POLL_NS     UINT64_C(1000000)
 #define PROGRESS_NS UINT64_C(250000000)
+#define COMPLAINTS_SHOWN 8
+#define SERIES_NS   UINT64_C(10000000)
 /* Beyond what a session itself waits for a missing completion. */
 #define STOP_NS_MAX UINT64_C(30000000000)
 
@@ -41,6 +46,7 @@ struct run {
     struct member *members; /* [sessions] */
     struct gemmd *session;  /* control only */
     bool progress_shown;
+    uint64_t shown_ns, shown_jobs;
 };
 
 int stress_exit_status(int error)
@@ -100,14 +106,11 @@ static int start_member(struct member *member)
     _exit(0);
 }
 
-/* Notes a session's process that ended without finishing.  Blocks when `wait`. */
-static void reap_member(struct member *member, bool wait)
+/* Notes how a session's process ended. */
+static void note_end(struct member *member, int status)
 {
     struct stress_result *result = &member->shared->results[member->index];
-    int status;
 
-    if (member->pid <= 0 || waitpid(member->pid, &status, wait ? 0 : WNOHANG) != member->pid)
-        return;
     member->pid = 0;
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return;
@@ -120,6 +123,25 @@ static void reap_member(struct member *member, bool wait)
     __atomic_store_n(&result->state, STRESS_STATE_FAILED, __ATOMIC_RELEASE);
 }
 
+/* Notes the processes that have ended; `wait`: until all have. */
+static void reap_members(struct run *run, bool wait)
+{
+    uint32_t living = 0;
+    pid_t pid = 1;
+    int status;
+
+    for (uint32_t i = 0; i < run->options->sessions; i++)
+        living += run->members[i].pid > 0;
+    while (living && pid > 0) {
+        pid = waitpid(-1, &status, wait ? 0 : WNOHANG);
+        for (uint32_t i = 0; i < run->options->sessions; i++)
+            if (pid > 0 && run->members[i].pid == pid) {
+                note_end(&run->members[i], status);
+                living--;
+            }
+    }
+}
+
 static enum stress_state state_of(const struct run *run, uint32_t index)
 {
     return __atomic_load_n(&run->shared->results[index].state, __ATOMIC_ACQUIRE);
@@ -130,10 +152,9 @@ static uint32_t count_reached(struct run *run, enum stress_state state)
 {
     uint32_t count = 0;
 
-    for (uint32_t i = 0; i < run->options->sessions; i++) {
-        reap_member(&run->members[i], false);
+    reap_members(run, false);
+    for (uint32_t i = 0; i < run->options->sessions; i++)
         count += state_of(run, i) >= state;
-    }
     return count;
 }
 
@@ -148,6 +169,7 @@ static bool any_failed(const struct run *run)
 static void set_phase(struct run *run, enum stress_phase phase)
 {
     __atomic_store_n(&run->shared->phase, phase, __ATOMIC_RELEASE);
+    syscall(SYS_futex, &run->shared->phase, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 /* Ends all sessions: in peace when they are done, by force otherwise. */
@@ -159,31 +181,61 @@ static void end_members(struct run *run, bool force)
             pthread_join(run->members[i].thread, NULL);
         if (force && run->members[i].pid > 0)
             kill(run->members[i].pid, SIGKILL);
-        reap_member(&run->members[i], true);
     }
+    reap_members(run, true);
 }
 
 /* ---- the measured part ----------------------------------------------------------------------- */
 
-static void show_progress(struct run *run, uint64_t elapsed_ns)
+static uint64_t jobs_so_far(const struct run *run)
 {
     uint64_t jobs = 0;
 
-    if (!isatty(STDERR_FILENO))
-        return;
     for (uint32_t i = 0; i < run->options->sessions; i++)
         jobs += __atomic_load_n(&run->shared->results[i].jobs_so_far, __ATOMIC_RELAXED);
-    fprintf(stderr, "\r%.1f s  %llu jobs ", (double)elapsed_ns / 1e9, (unsigned long long)jobs);
+    return jobs;
+}
+
+/* On a terminal only. */
+static void show_progress(struct run *run, uint64_t elapsed_ns)
+{
+    uint64_t jobs = jobs_so_far(run);
+    double seconds = (double)(elapsed_ns - run->shown_ns) / 1e9;
+
+    if (!isatty(STDERR_FILENO))
+        return;
+    fprintf(stderr, "\r%.1f s  %llu jobs  %.0f jobs/s \033[K", (double)elapsed_ns / 1e9,
+            (unsigned long long)jobs, (double)(jobs - run->shown_jobs) / seconds);
+    run->shown_jobs = jobs;
+    run->shown_ns = elapsed_ns;
     run->progress_shown = true;
 }
 
+/* A point of the rate over time; a full table keeps every other one. */
+static void note_series(struct run *run, struct stress_series *series, uint64_t elapsed_ns)
+{
+    if (elapsed_ns < series->count * series->period_ns)
+        return;
+    if (series->count == STRESS_SERIES_MAX) {
+        for (uint32_t i = 0; i < STRESS_SERIES_MAX / 2; i++) {
+            series->seconds[i] = series->seconds[2 * i];
+            series->jobs[i] = series->jobs[2 * i];
+        }
+        series->count /= 2;
+        series->period_ns *= 2;
+    }
+    series->seconds[series->count] = (double)elapsed_ns / 1e9;
+    series->jobs[series->count++] = jobs_so_far(run);
+}
+
 /* From the first job to the last.  False when sessions had to be given up. */
-static bool measure(struct run *run)
+static bool measure(struct run *run, struct stress_series *series)
 {
     uint32_t sessions = run->options->sessions;
     uint64_t start_ns = stress_now_ns(), shown_ns = start_ns, stop_ns = 0;
     double seconds_ns = run->options->seconds * 1e9;
 
+    series->period_ns = SERIES_NS;
     set_phase(run, STRESS_PHASE_RUN);
     while (count_reached(run, STRESS_STATE_DONE) < sessions) {
         uint64_t now_ns = stress_now_ns();
@@ -195,6 +247,8 @@ static bool measure(struct run *run)
         }
         if (stop_ns && now_ns - stop_ns > STOP_NS_MAX)
             break;
+        if (!stop_ns)
+            note_series(run, series, now_ns - start_ns);
         if (now_ns - shown_ns >= PROGRESS_NS) {
             show_progress(run, now_ns - start_ns);
             shown_ns = now_ns;
@@ -235,6 +289,7 @@ static void sum_results(struct stress_summary *summary)
 static int judge(const struct stress_summary *summary)
 {
     const struct stress_options *options = summary->options;
+    uint32_t complaints = 0;
     int status = EX_OK;
 
     for (uint32_t i = 0; i < options->sessions; i++) {
@@ -242,10 +297,13 @@ static int judge(const struct stress_summary *summary)
 
         if (!*result->error)
             continue;
-        fprintf(stderr, "gemmd-stress: session %u: %s\n", i, result->error);
+        if (complaints++ < COMPLAINTS_SHOWN)
+            fprintf(stderr, "gemmd-stress: session %u: %s\n", i, result->error);
         if (status == EX_OK || result->exit_status == STRESS_EXIT_WRONG)
             status = (int)result->exit_status;
     }
+    if (complaints > COMPLAINTS_SHOWN)
+        fprintf(stderr, "gemmd-stress: and %u sessions more\n", complaints - COMPLAINTS_SHOWN);
     if (summary->rescues) {
         fprintf(stderr, "gemmd-stress: %llu rescues: lost wake-ups\n",
                 (unsigned long long)summary->rescues);
@@ -301,6 +359,10 @@ static int report(struct stress_summary *summary)
         stress_report_text(summary);
     else if (stress_report_json(summary) < 0)
         return EX_SOFTWARE;
+    if (summary->options->hgrm && stress_write_hgrm(summary) != EX_OK && status == EX_OK)
+        status = EX_CANTCREAT;
+    if (summary->options->plot && stress_write_plot(summary) != EX_OK && status == EX_OK)
+        status = EX_CANTCREAT;
     return status;
 }
 
@@ -322,7 +384,7 @@ static int lead(struct run *run, struct stress_summary *summary, bool *ended)
         set_phase(run, STRESS_PHASE_STOP); /* those that are ready end without a job */
         return status ? status : EX_SOFTWARE;
     }
-    *ended = measure(run);
+    *ended = measure(run, &summary->series);
     /* A worker that died is the sessions' complaint; what is left of its counters is reported. */
     if (read_worker(run, summary, &summary->after) != EX_OK)
         summary->after = summary->before;

@@ -1,28 +1,24 @@
 /*
- * One session of a run: a closed loop that keeps `depth` jobs in flight.  Every job has a slot with
- * its own C, spoiled before submission and fenced by canaries, and user_data that names slot and
- * sequence number; so a result that is wrong, missing, double or written beside its place shows.
+ * One session of a run: a closed loop that keeps `depth` jobs in flight, or an open one, in which
+ * jobs arrive at fixed times whether or not earlier ones are done (a full ring keeps them waiting).
+ * The latency of an arrival counts from the time at which it was due, so that a stall is felt by
+ * all that came during it and not only by the one that met it (coordinated omission, G. Tene).
+ * Every job has a slot with its own C, spoiled before submission and fenced by canaries, and
+ * user_data that names slot and sequence number; so a result that is wrong, missing, double or
+ * written beside its place shows.
  */
 #include <errno.h>
-#include <stdarg.h>
+#include <linux/futex.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sysexits.h>
 #include <unistd.h>
 
-#include "tools/stress.h"
-#include "tools/stress_case.h"
 #include "tools/stress_machine.h"
-
-/* user_data: sequence number above, slot below. */
-#define SLOT_BITS 12
-static_assert((1 << SLOT_BITS) >= STRESS_DEPTH_MAX, "a slot does not fit");
-
-/* Bytes before and after each C. */
-#define FENCE_BYTES 64
-#define FENCE_BYTE  0xc5
-#define SPOIL_BYTE  0x5a
+#include "tools/stress_runner.h"
 
 #define REAP_MAX 64
 /* No completion for so long with jobs in flight: they are missing. */
@@ -31,240 +27,125 @@ static_assert((1 << SLOT_BITS) >= STRESS_DEPTH_MAX, "a slot does not fit");
 #define STALL_POLLS 4096
 #define WAIT_MS     200
 
-struct slot {
-    uint64_t user_data; /* of the job in flight */
-    uint64_t submitted_ticks;
-    uint32_t test, input;
-    bool busy;
-    uint8_t *memory; /* fence, C, fence */
-    size_t c_bytes;
-};
-
-struct runner {
-    const struct stress_options *options;
-    struct stress_shared *shared;
-    struct stress_result *result;
-    uint32_t index;
-    struct gemmd *session;
-    struct stress_case cases[STRESS_SHAPES_MAX];
-    struct slot *slots;     /* [depth] */
-    uint32_t *free_slots;   /* stack of the idle ones */
-    uint32_t free_count;
-    struct gemmd_job *batch; /* [depth] */
-    uint64_t random, sequence, quota;
-    uint64_t progress_ns; /* last completion, or first look at the clock since */
-    uint32_t idle_polls;
-    double ns_per_tick;
-};
-
 /* ---- phases ---------------------------------------------------------------------------------- */
 
-static enum stress_phase phase(const struct runner *runner)
+static enum stress_phase phase(const struct stress_runner *runner)
 {
     return __atomic_load_n(&runner->shared->phase, __ATOMIC_ACQUIRE);
 }
 
-static void wait_for_phase(const struct runner *runner, enum stress_phase wanted)
+static void wait_for_phase(const struct stress_runner *runner, enum stress_phase wanted)
 {
-    while (phase(runner) < wanted)
-        stress_sleep_ns(500000);
+    uint32_t seen;
+
+    /* A thousand sessions that looked every now and then would keep the worker from the CPU. */
+    while ((seen = phase(runner)) < wanted)
+        syscall(SYS_futex, &runner->shared->phase, FUTEX_WAIT, seen, NULL, NULL, 0);
 }
 
-static void publish(struct runner *runner, enum stress_state state)
+static void publish(struct stress_runner *runner, enum stress_state state)
 {
     __atomic_store_n(&runner->result->state, state, __ATOMIC_RELEASE);
-}
-
-/* Keeps the first complaint; later ones are its consequences. */
-static void complain(struct runner *runner, uint32_t exit_status, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static void complain(struct runner *runner, uint32_t exit_status, const char *format, ...)
-{
-    struct stress_result *result = runner->result;
-    va_list arguments;
-
-    if (*result->error)
-        return;
-    result->exit_status = exit_status;
-    va_start(arguments, format);
-    vsnprintf(result->error, sizeof(result->error), format, arguments);
-    va_end(arguments);
-}
-
-static int complain_call(struct runner *runner, const char *what, int error)
-{
-    const char *text = gemmd_error_text(runner->session);
-
-    complain(runner, (uint32_t)stress_exit_status(error), "%s: %s", what,
-             *text ? text : gemmd_strerror(error));
-    return error;
-}
-
-/* ---- set-up ---------------------------------------------------------------------------------- */
-
-static size_t c_bytes_max(const struct stress_options *options)
-{
-    size_t max = 1;
-
-    for (uint32_t i = 0; i < options->shape_count; i++) {
-        size_t bytes = (size_t)options->shapes[i].m * options->shapes[i].n * sizeof(int32_t);
-
-        max = bytes > max ? bytes : max;
-    }
-    return max;
-}
-
-static int connect_session(struct runner *runner)
-{
-    const struct stress_options *options = runner->options;
-    struct gemmd_options connect;
-    uint64_t slot_bytes = c_bytes_max(options) + 2 * FENCE_BYTES + 128;
-
-    gemmd_options_init(&connect);
-    connect.socket = runner->shared->socket;
-    connect.autostart = 0;
-    connect.ring_entries = 8;
-    while (connect.ring_entries < options->depth)
-        connect.ring_entries *= 2;
-    /* At least a window for uploads of layers, and what the allocator keeps for itself. */
-    connect.arena_bytes = (1 << 20) + options->depth * slot_bytes;
-    for (uint32_t i = 0; i < options->shape_count; i++)
-        connect.arena_bytes += stress_case_arena_bytes(&options->shapes[i]);
-    connect.arena_bytes = (connect.arena_bytes + 0xffff) & ~UINT64_C(0xffff);
-    return gemmd_connect(&connect, &runner->session);
-}
-
-static int open_slots(struct runner *runner)
-{
-    uint32_t depth = runner->options->depth;
-    size_t bytes = c_bytes_max(runner->options) + 2 * FENCE_BYTES;
-
-    runner->slots = calloc(depth, sizeof(*runner->slots));
-    runner->free_slots = calloc(depth, sizeof(*runner->free_slots));
-    runner->batch = calloc(depth, sizeof(*runner->batch));
-    if (!runner->slots || !runner->free_slots || !runner->batch)
-        return -ENOMEM;
-    for (uint32_t i = 0; i < depth; i++) {
-        runner->slots[i].memory = gemmd_buffer_alloc(runner->session, bytes);
-        if (!runner->slots[i].memory)
-            return -ENOBUFS;
-        memset(runner->slots[i].memory, FENCE_BYTE, bytes);
-        runner->free_slots[runner->free_count++] = depth - 1 - i;
-    }
-    return 0;
-}
-
-static int open_runner(struct runner *runner)
-{
-    const struct stress_options *options = runner->options;
-    struct gemmd_stats stats;
-    int error = connect_session(runner);
-
-    if (error < 0)
-        return complain_call(runner, "connect", error);
-    for (uint32_t i = 0; i < options->shape_count; i++) {
-        error = stress_case_open(&runner->cases[i], runner->session, options, i);
-        if (error < 0)
-            return complain_call(runner, "layer", error);
-    }
-    for (uint32_t i = 0; i < options->shape_count; i++) {
-        error = stress_case_prepare(&runner->cases[i], runner->session, options, runner->index);
-        if (error < 0)
-            return complain_call(runner, "inputs", error);
-    }
-    error = open_slots(runner);
-    if (error < 0)
-        return complain_call(runner, "buffers", error);
-    /* The first call of a session maps the counters page: not during the run. */
-    error = gemmd_get_stats(runner->session, &stats);
-    if (error < 0)
-        return complain_call(runner, "stats", error);
-    return 0;
-}
-
-static void close_runner(struct runner *runner)
-{
-    for (uint32_t i = 0; i < runner->options->shape_count; i++)
-        stress_case_close(&runner->cases[i]);
-    free(runner->slots);
-    free(runner->free_slots);
-    free(runner->batch);
-    gemmd_close(&runner->session);
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
 /* Makes the next job in a free slot, its C spoiled if results are checked. */
-static void make_job(struct runner *runner, uint32_t index, struct gemmd_job *job)
+static void make_job(struct stress_runner *runner, uint32_t index, struct gemmd_job *job)
 {
     const struct stress_options *options = runner->options;
-    struct slot *slot = &runner->slots[index];
+    struct stress_slot *slot = &runner->slots[index];
     uint64_t random = stress_random(&runner->random);
     struct stress_case *test;
 
     slot->test = (uint32_t)(random >> 32) % options->shape_count;
     slot->input = (uint32_t)(runner->sequence % STRESS_INPUTS);
     test = &runner->cases[slot->test];
-    slot->user_data = runner->sequence++ << SLOT_BITS | index;
+    slot->user_data = runner->sequence++ << STRESS_SLOT_BITS | index;
     slot->busy = true;
     slot->c_bytes = (size_t)test->shape.m * test->shape.n * sizeof(int32_t);
     if (options->verify != STRESS_VERIFY_NONE) {
-        uint8_t *c = slot->memory + FENCE_BYTES;
+        uint8_t *c = slot->memory + STRESS_FENCE_BYTES;
 
-        memset(c, SPOIL_BYTE, slot->c_bytes);
-        memset(c + slot->c_bytes, FENCE_BYTE, FENCE_BYTES);
+        memset(c, STRESS_SPOIL_BYTE, slot->c_bytes);
+        memset(c + slot->c_bytes, STRESS_FENCE_BYTE, STRESS_FENCE_BYTES);
     }
     gemmd_job_init(job, test->layer, test->shape.m, test->inputs[slot->input],
-                   slot->memory + FENCE_BYTES);
+                   slot->memory + STRESS_FENCE_BYTES);
     job->user_data = slot->user_data;
 }
 
-static void release(struct runner *runner, uint32_t index)
+static void release(struct stress_runner *runner, uint32_t index)
 {
     runner->slots[index].busy = false;
     runner->free_slots[runner->free_count++] = index;
 }
 
-/* Fills all free slots.  0 or -errno. */
-static int submit(struct runner *runner)
+/* Jobs to submit now: as many as there are free slots, in an open loop as have arrived. */
+static uint32_t count_due(const struct stress_runner *runner)
 {
     uint32_t count = runner->free_count;
-    uint64_t now_ticks;
-    int taken;
+    double late;
 
     if (count > runner->quota)
         count = (uint32_t)runner->quota;
+    if (runner->interval_ticks == 0)
+        return count;
+    late = (double)stress_ticks() - runner->due_ticks;
+    if (late < 0)
+        return 0;
+    late = late / runner->interval_ticks + 1;
+    return late < count ? (uint32_t)late : count;
+}
+
+/* Notes when a job's latency begins. */
+static void note_start(struct stress_runner *runner, struct stress_slot *slot, uint64_t now_ticks)
+{
+    slot->submitted_ticks = now_ticks;
+    if (runner->interval_ticks == 0)
+        return;
+    slot->submitted_ticks = (uint64_t)runner->due_ticks;
+    runner->due_ticks += runner->interval_ticks;
+}
+
+/* Fills the slots that are due.  0 or -errno. */
+static int submit(struct stress_runner *runner)
+{
+    uint32_t count = count_due(runner);
+    uint64_t now_ticks;
+    int taken;
+
     if (count == 0)
         return 0;
     for (uint32_t i = 0; i < count; i++)
         make_job(runner, runner->free_slots[--runner->free_count], &runner->batch[i]);
     now_ticks = stress_ticks();
     for (uint32_t i = 0; i < count; i++)
-        runner->slots[runner->batch[i].user_data % (1 << SLOT_BITS)].submitted_ticks = now_ticks;
+        note_start(runner, &runner->slots[runner->batch[i].user_data % (1 << STRESS_SLOT_BITS)],
+                   now_ticks);
     taken = gemmd_submit(runner->session, runner->batch, count);
     /* The ring holds `depth` jobs, so all are taken; if not, the rest of the slots is free again.
      */
     for (uint32_t i = count; i-- > (taken > 0 ? (uint32_t)taken : 0);)
-        release(runner, (uint32_t)(runner->batch[i].user_data % (1 << SLOT_BITS)));
+        release(runner, (uint32_t)(runner->batch[i].user_data % (1 << STRESS_SLOT_BITS)));
     if (taken < 0)
-        return complain_call(runner, "submit", taken);
+        return stress_complain_call(runner, "submit", taken);
     runner->quota -= (uint32_t)taken;
     gemmd_flush(runner->session);
     return 0;
 }
 
-static bool fences_hold(const struct slot *slot)
+static bool fences_hold(const struct stress_slot *slot)
 {
-    const uint8_t *after = slot->memory + FENCE_BYTES + slot->c_bytes;
+    const uint8_t *after = slot->memory + STRESS_FENCE_BYTES + slot->c_bytes;
 
-    for (size_t i = 0; i < FENCE_BYTES; i++)
-        if (slot->memory[i] != FENCE_BYTE || after[i] != FENCE_BYTE)
+    for (size_t i = 0; i < STRESS_FENCE_BYTES; i++)
+        if (slot->memory[i] != STRESS_FENCE_BYTE || after[i] != STRESS_FENCE_BYTE)
             return false;
     return true;
 }
 
-static void check_result(struct runner *runner, const struct slot *slot)
+static void check_result(struct stress_runner *runner, const struct stress_slot *slot)
 {
     const struct stress_case *test = &runner->cases[slot->test];
     const struct stress_shape *shape = &test->shape;
@@ -274,26 +155,28 @@ static void check_result(struct runner *runner, const struct slot *slot)
     if (verify == STRESS_VERIFY_NONE)
         return;
     inside = fences_hold(slot);
-    if (inside && stress_case_check(test, verify, slot->input, slot->user_data >> SLOT_BITS,
-                                    (const int32_t *)(slot->memory + FENCE_BYTES)))
+    if (inside && stress_case_check(test, verify, slot->input, slot->user_data >> STRESS_SLOT_BITS,
+                                    (const int32_t *)(slot->memory + STRESS_FENCE_BYTES)))
         return;
     runner->result->wrong++;
-    complain(runner, STRESS_EXIT_WRONG, "job %llu (%u,%u,%u, input %u): %s",
-             (unsigned long long)(slot->user_data >> SLOT_BITS), shape->m, shape->n, shape->k,
-             slot->input, inside ? "wrong result" : "bytes beside C were changed");
+    stress_complain(runner, STRESS_EXIT_WRONG, "job %llu (%u,%u,%u, input %u): %s",
+                    (unsigned long long)(slot->user_data >> STRESS_SLOT_BITS), shape->m, shape->n,
+                    shape->k, slot->input, inside ? "wrong result" : "bytes beside C were changed");
 }
 
-static void take(struct runner *runner, const struct gemmd_completion *done, uint64_t now_ticks)
+static void take(struct stress_runner *runner, const struct gemmd_completion *done,
+                 uint64_t now_ticks)
 {
     struct stress_result *result = runner->result;
-    uint32_t index = (uint32_t)(done->user_data % (1 << SLOT_BITS));
-    struct slot *slot = index < runner->options->depth ? &runner->slots[index] : NULL;
+    uint32_t index = (uint32_t)(done->user_data % (1 << STRESS_SLOT_BITS));
+    struct stress_slot *slot = index < runner->options->depth ? &runner->slots[index] : NULL;
     double ticks;
 
     if (!slot || !slot->busy || slot->user_data != done->user_data) {
         result->unexpected++;
-        complain(runner, STRESS_EXIT_WRONG, "a completion of no job in flight: user_data %llx",
-                 (unsigned long long)done->user_data);
+        stress_complain(runner, STRESS_EXIT_WRONG,
+                        "a completion of no job in flight: user_data %llx",
+                        (unsigned long long)done->user_data);
         return;
     }
     ticks = (double)(now_ticks - slot->submitted_ticks);
@@ -301,8 +184,8 @@ static void take(struct runner *runner, const struct gemmd_completion *done, uin
     result->jobs++;
     if (done->status) {
         result->failed++;
-        complain(runner, STRESS_EXIT_WRONG, "job failed: %s (%s)", gemmd_status_name(done->status),
-                 gemmd_status_text(done->status));
+        stress_complain(runner, STRESS_EXIT_WRONG, "job failed: %s (%s)",
+                        gemmd_status_name(done->status), gemmd_status_text(done->status));
     } else {
         const struct stress_shape *shape = &runner->cases[slot->test].shape;
 
@@ -313,11 +196,11 @@ static void take(struct runner *runner, const struct gemmd_completion *done, uin
 }
 
 /* False when nothing has completed for STALL_NS. */
-static bool still_waiting(struct runner *runner, int got)
+static bool still_waiting(struct stress_runner *runner, int got)
 {
     uint64_t now_ns;
 
-    if (got > 0) {
+    if (got > 0 || runner->free_count == runner->options->depth) {
         runner->idle_polls = 0;
         runner->progress_ns = 0;
         return true;
@@ -330,53 +213,100 @@ static bool still_waiting(struct runner *runner, int got)
     return now_ns - runner->progress_ns < STALL_NS;
 }
 
+/* Open loop: sleeps until a completion or the next arrival, as an event loop does. */
+static void await_event(const struct stress_runner *runner, bool arrivals)
+{
+    struct pollfd fd = {.fd = runner->fd, .events = POLLIN};
+    double left_ns = WAIT_MS * 1e6;
+    struct timespec timeout;
+
+    if (arrivals && runner->free_count) {
+        double due_ns = (runner->due_ticks - (double)stress_ticks()) * runner->ns_per_tick;
+
+        left_ns = due_ns < left_ns ? due_ns : left_ns;
+    }
+    if (left_ns <= 0)
+        return;
+    timeout = (struct timespec){.tv_nsec = (long)left_ns};
+    ppoll(&fd, 1, &timeout, NULL);
+}
+
 /* 0 or -errno; -ETIME when jobs are missing. */
-static int reap(struct runner *runner)
+static int reap(struct stress_runner *runner, bool arrivals)
 {
     struct gemmd_completion done[REAP_MAX];
     uint64_t now_ticks;
     int got;
 
-    if (runner->options->spin)
+    if (runner->fd >= 0)
+        await_event(runner, arrivals);
+    if (runner->options->spin || runner->fd >= 0)
         got = gemmd_poll(runner->session, done, REAP_MAX);
     else
         got = gemmd_wait(runner->session, done, REAP_MAX, WAIT_MS);
     now_ticks = stress_ticks();
     if (got < 0 && got != -ETIMEDOUT && got != -EINTR)
-        return complain_call(runner, "poll", got);
+        return stress_complain_call(runner, "poll", got);
     for (int i = 0; i < got; i++)
         take(runner, &done[i], now_ticks);
     if (got > 0)
         __atomic_store_n(&runner->result->jobs_so_far, runner->result->jobs, __ATOMIC_RELAXED);
     if (still_waiting(runner, got))
         return 0;
-    complain(runner, STRESS_EXIT_WRONG, "no completion for %llu s",
-             (unsigned long long)(STALL_NS / 1000000000));
+    stress_complain(runner, STRESS_EXIT_WRONG, "no completion for %llu s",
+                    (unsigned long long)(STALL_NS / 1000000000));
     return -ETIME;
 }
 
-static void loop(struct runner *runner)
+/* Without waiting: nothing is in flight. */
+static int reap_once_more(struct stress_runner *runner)
+{
+    struct gemmd_completion done[REAP_MAX];
+    int got = gemmd_poll(runner->session, done, REAP_MAX);
+
+    if (got < 0)
+        return stress_complain_call(runner, "poll", got);
+    for (int i = 0; i < got; i++)
+        take(runner, &done[i], stress_ticks());
+    return 0;
+}
+
+/* Arrivals of all sessions together are evenly spaced. */
+static void start_arrivals(struct stress_runner *runner)
+{
+    const struct stress_options *options = runner->options;
+
+    if (options->rate == 0)
+        return;
+    runner->interval_ticks = 1e9 * options->sessions / options->rate / runner->ns_per_tick;
+    runner->due_ticks = (double)stress_ticks() +
+                        runner->interval_ticks * runner->index / options->sessions;
+}
+
+static void loop(struct stress_runner *runner)
 {
     uint32_t depth = runner->options->depth;
     int error = 0;
 
+    start_arrivals(runner);
     runner->result->start_ns = stress_now_ns();
     while (!error && runner->quota && phase(runner) < STRESS_PHASE_STOP) {
         error = submit(runner);
         if (!error)
-            error = reap(runner);
+            error = reap(runner, true);
     }
     while (!error && runner->free_count < depth)
-        error = reap(runner);
+        error = reap(runner, false);
     runner->result->end_ns = stress_now_ns();
     runner->result->missing = depth - runner->free_count;
     if (runner->result->missing)
         return;
     /* Nothing is in flight now, so anything that still comes was completed twice. */
-    error = reap(runner);
+    error = reap_once_more(runner);
     if (!error && gemmd_in_flight(runner->session) != 0) {
         runner->result->unexpected++;
-        complain(runner, STRESS_EXIT_WRONG, "the library counts jobs in flight when none is");
+        stress_complain(runner, STRESS_EXIT_WRONG,
+                        "the library counts jobs in flight when none is");
     }
 }
 
@@ -390,10 +320,11 @@ static uint64_t quota_of(const struct stress_options *options, uint32_t index)
 void stress_session_run(const struct stress_options *options, uint32_t index,
                         struct stress_shared *shared)
 {
-    struct runner runner = {
+    struct stress_runner runner = {
         .options = options, .shared = shared, .index = index,
         .result = &shared->results[index], .quota = quota_of(options, index),
         .random = options->seed + index, .ns_per_tick = stress_ns_per_tick(),
+        .fd = -1,
     };
     struct gemmd_stats before, after;
     int error = 0;
@@ -403,11 +334,11 @@ void stress_session_run(const struct stress_options *options, uint32_t index,
 
         error = stress_pin(cpu);
         if (error < 0)
-            complain(&runner, EX_USAGE, "cannot run on CPU %u: %s", cpu, strerror(-error));
+            stress_complain(&runner, EX_USAGE, "cannot run on CPU %u: %s", cpu, strerror(-error));
     }
     wait_for_phase(&runner, STRESS_PHASE_CONNECT);
     if (!error)
-        error = open_runner(&runner);
+        error = stress_runner_open(&runner);
     if (error < 0 || gemmd_get_stats(runner.session, &before) < 0) {
         publish(&runner, STRESS_STATE_FAILED);
     } else {
@@ -422,5 +353,5 @@ void stress_session_run(const struct stress_options *options, uint32_t index,
         publish(&runner, STRESS_STATE_DONE);
         wait_for_phase(&runner, STRESS_PHASE_CLOSE);
     }
-    close_runner(&runner);
+    stress_runner_close(&runner);
 }

@@ -17,61 +17,27 @@
 #include <string.h>
 #include <sysexits.h>
 
-#include "tools/stress.h"
-#include "tools/stress_machine.h"
-#include "tools/stress_transport.h"
+#include "tools/stress_transport_run.h"
 
 #define BATCHES     501
 #define BATCH_TRIPS 100
 #define EACH_TRIPS  50000
 /* Before each measured stretch: wakes the worker, warms caches and predictors. */
 #define WARM_TRIPS 5000
-#define RATE_NS    UINT64_C(100000000)
-#define DEPTH_MAX  128
 /* A worker asleep makes no turn but its sweep's, each 100 ms. */
 #define ASLEEP_LOOK_NS  UINT64_C(5000000)
 #define ASLEEP_NS_MAX   UINT64_C(3000000000)
-#define COMPLETION_NS_MAX UINT64_C(5000000000)
-#define LOOKS_PER_CLOCK 1000000
-
-#define LAYER_N 16
-#define LAYER_K 64
-
-/* One writer per line; 128 bytes apart because the prefetcher fetches lines in pairs. */
-struct lines {
-    uint32_t ping __attribute__((aligned(128)));
-    uint32_t pong __attribute__((aligned(128)));
-    uint32_t cpu __attribute__((aligned(128))); /* of the answering thread */
-    int error;                                  /* of pinning it */
-};
 
 #define PING_END UINT32_MAX
 
-struct transport {
-    const struct stress_options *options;
-    struct gemmd *session;
-    struct gemmd_layer *layer;
-    void *memory;
-    struct gemmd_job jobs[DEPTH_MAX];
-    struct gemmd_info info;
-    uint32_t client_cpu;
-    uint64_t sequence;
-    uint64_t faults;
-    struct lines lines;
-    uint32_t line_sequence;
-};
+#define LAYER_N 16
+#define LAYER_K 64
+#define LAYER_NAME "gemmd-stress/empty"
 
 /* ---- timing of round trips ------------------------------------------------------------------- */
 
 /* False: gave up. */
 typedef bool (*trip_function)(struct transport *transport);
-
-static int compare_doubles(const void *left, const void *right)
-{
-    double a = *(const double *)left, b = *(const double *)right;
-
-    return (a > b) - (a < b);
-}
 
 /* Inlined into each caller, so that `trip` is no indirect call. */
 static inline __attribute__((always_inline)) bool
@@ -91,7 +57,7 @@ time_trips(struct transport *transport, trip_function trip, struct transport_tri
                 return false;
         means[batch] = (double)(stress_ticks() - start) * ns_per_tick / BATCH_TRIPS;
     }
-    qsort(means, BATCHES, sizeof(means[0]), compare_doubles);
+    qsort(means, BATCHES, sizeof(means[0]), transport_compare_doubles);
     out->batch_ns = means[BATCHES / 2];
 
     /* One trip's end is the next one's start: the counter is read once per trip. */
@@ -177,26 +143,6 @@ static bool wait_until_asleep(struct transport *transport)
 
 /* ---- empty jobs ------------------------------------------------------------------------------ */
 
-/* Polls until something completes; 0 when nothing does for long, or -errno. */
-static inline int poll_some(struct transport *transport, struct gemmd_completion *done,
-                            unsigned capacity)
-{
-    uint64_t start_ns = 0;
-
-    for (;;) {
-        for (int look = 0; look < LOOKS_PER_CLOCK; look++) {
-            int got = gemmd_poll(transport->session, done, capacity);
-
-            if (got)
-                return got;
-        }
-        if (!start_ns)
-            start_ns = stress_now_ns();
-        else if (stress_now_ns() - start_ns > COMPLETION_NS_MAX)
-            return 0;
-    }
-}
-
 static inline bool job_trip(struct transport *transport)
 {
     struct gemmd_job *job = &transport->jobs[0];
@@ -208,59 +154,12 @@ static inline bool job_trip(struct transport *transport)
         return false;
     }
     gemmd_flush(transport->session);
-    if (poll_some(transport, &done, 1) != 1) {
+    if (transport_poll_some(transport, &done, 1) != 1) {
         transport->faults++;
         return false;
     }
     transport->faults += done.status != 0 || done.user_data != job->user_data;
     return true;
-}
-
-/* Fills the ring up to `depth`; true when the session still works. */
-static bool refill(struct transport *transport, uint32_t depth, uint32_t *in_flight)
-{
-    uint32_t count = depth - *in_flight;
-    int taken;
-
-    if (count == 0)
-        return true;
-    for (uint32_t i = 0; i < count; i++)
-        transport->jobs[i].user_data = transport->sequence + i + 1;
-    taken = gemmd_submit(transport->session, transport->jobs, count);
-    if (taken < 0)
-        return false;
-    transport->sequence += (uint32_t)taken;
-    *in_flight += (uint32_t)taken;
-    gemmd_flush(transport->session);
-    return true;
-}
-
-/* `depth` empty jobs in flight for RATE_NS.  Completions of a session's empty jobs come in order.
- */
-static bool run_rate(struct transport *transport, uint32_t depth, uint64_t *jobs)
-{
-    struct gemmd_completion done[DEPTH_MAX];
-    uint64_t expected = transport->sequence, start = stress_ticks();
-    uint64_t ticks = (uint64_t)((double)RATE_NS / stress_ns_per_tick());
-    uint32_t in_flight = 0;
-    bool running = true;
-
-    while (running || in_flight) {
-        int got;
-
-        if (running && !refill(transport, depth, &in_flight))
-            break;
-        got = poll_some(transport, done, DEPTH_MAX);
-        if (got <= 0 || (uint32_t)got > in_flight)
-            break;
-        for (int i = 0; i < got; i++)
-            transport->faults += done[i].status != 0 || done[i].user_data != ++expected;
-        in_flight -= (uint32_t)got;
-        *jobs += (uint32_t)got;
-        running = stress_ticks() - start < ticks;
-    }
-    transport->faults += in_flight;
-    return in_flight == 0;
 }
 
 /* ---- stages ---------------------------------------------------------------------------------- */
@@ -293,7 +192,7 @@ static bool run_stage(struct transport *transport, uint32_t depth, struct transp
         alive = time_trips(transport, job_trip, trips);
         stage->jobs = WARM_TRIPS + BATCHES * BATCH_TRIPS + EACH_TRIPS;
     } else if (alive) {
-        alive = run_rate(transport, depth, &stage->jobs);
+        alive = transport_run_rate(transport, stage);
     }
     stage->seconds = (double)(stress_now_ns() - start_ns) / 1e9;
     alive = alive && gemmd_get_stats(transport->session, &after) == 0;
@@ -319,6 +218,9 @@ static int repeat(struct transport *transport, struct transport_repetition *out)
         }
     out->worker_asleep &= wait_until_asleep(transport);
     if (!error)
+        error = transport_measure_wake(transport->session, &transport->jobs[0],
+                                       transport->info.dispatcher_cpu, &out->wake);
+    if (!error)
         error = time_line(transport, &out->line_after);
     if (error) {
         fprintf(stderr, "gemmd-stress: cannot use the worker's CPU %u: %s\n",
@@ -328,6 +230,21 @@ static int repeat(struct transport *transport, struct transport_repetition *out)
     out->line_ns = (out->line_before.batch_ns + out->line_after.batch_ns) / 2;
     out->ratio = out->job.batch_ns / out->line_ns;
     return 0;
+}
+
+/* What one look tells.  0 or an exit status. */
+static int measure_once(struct transport *transport, struct transport_many *many,
+                        double *idle_percent)
+{
+    int error;
+
+    wait_until_asleep(transport);
+    *idle_percent = transport_measure_idle(transport->info.pid);
+    error = transport_measure_many(transport->info.socket, LAYER_NAME, many);
+    if (error == 0)
+        return EX_OK;
+    fprintf(stderr, "gemmd-stress: many sessions: %s\n", gemmd_strerror(error));
+    return stress_exit_status(error);
 }
 
 /* System calls of either side in stages where neither slept and nobody else was about. */
@@ -364,6 +281,7 @@ static int open_session(struct transport *transport)
     desc.k = LAYER_K;
     desc.c_type = GEMMD_TYPE_S32;
     desc.weights = weights;
+    desc.name = LAYER_NAME;
     error = gemmd_layer_create(transport->session, &desc, &transport->layer);
     if (error >= 0)
         error = gemmd_get_info(transport->session, &transport->info);
@@ -372,7 +290,7 @@ static int open_session(struct transport *transport)
     transport->memory = gemmd_buffer_alloc(transport->session, LAYER_K + LAYER_N * 4);
     if (!transport->memory)
         return stress_fail(transport->session, -ENOBUFS);
-    for (int i = 0; i < DEPTH_MAX; i++)
+    for (int i = 0; i < TRANSPORT_DEPTH_MAX; i++)
         gemmd_job_init(&transport->jobs[i], transport->layer, 0, transport->memory,
                        (char *)transport->memory + LAYER_K);
     return 0;
@@ -419,6 +337,8 @@ int stress_transport(const struct stress_options *options)
 {
     struct transport *transport = aligned_alloc(128, sizeof(*transport));
     struct transport_repetition *repetitions = calloc(options->repetitions, sizeof(*repetitions));
+    static struct transport_many many; /* 9 KB */
+    double idle_percent = -1;
     int status = EX_SOFTWARE;
 
     if (!transport || !repetitions) {
@@ -433,11 +353,13 @@ int stress_transport(const struct stress_options *options)
         status = choose_cpu(transport);
     for (uint32_t i = 0; i < options->repetitions && !status; i++)
         status = repeat(transport, &repetitions[i]);
+    if (!status)
+        status = measure_once(transport, &many, &idle_percent);
     if (!status) {
         struct transport_summary summary = {
             .info = transport->info, .client_cpu = transport->client_cpu,
             .count = options->repetitions, .repetitions = repetitions,
-            .faults = transport->faults,
+            .faults = transport->faults, .many = many, .idle_percent = idle_percent,
         };
 
         status = report(&summary, options->json);

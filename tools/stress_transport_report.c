@@ -13,11 +13,6 @@
 /* A figure of one repetition. */
 typedef double (*figure_function)(const struct transport_repetition *repetition);
 
-double transport_rate(const struct transport_stage *stage)
-{
-    return stage->seconds > 0 ? (double)stage->jobs / stage->seconds : 0.0;
-}
-
 static double line_ns(const struct transport_repetition *repetition)
 {
     return repetition->line_ns;
@@ -53,14 +48,31 @@ static double ratio(const struct transport_repetition *repetition)
     return repetition->ratio;
 }
 
+static double wake_futex_ns(const struct transport_repetition *repetition)
+{
+    return stress_latency_percentile(&repetition->wake.futex, 0.5);
+}
+
+static double wake_job_ns(const struct transport_repetition *repetition)
+{
+    return stress_latency_percentile(&repetition->wake.job, 0.5);
+}
+
+static double wake_ratio(const struct transport_repetition *repetition)
+{
+    double futex = wake_futex_ns(repetition);
+
+    return futex > 0 ? wake_job_ns(repetition) / futex : 0;
+}
+
 static double rate_32(const struct transport_repetition *repetition)
 {
-    return transport_rate(&repetition->stages[TRANSPORT_DEPTH_32]);
+    return repetition->stages[TRANSPORT_DEPTH_32].window_rate;
 }
 
 static double rate_128(const struct transport_repetition *repetition)
 {
-    return transport_rate(&repetition->stages[TRANSPORT_DEPTH_128]);
+    return repetition->stages[TRANSPORT_DEPTH_128].window_rate;
 }
 
 static const struct {
@@ -71,7 +83,8 @@ static const struct {
     {"line_p99_ns", line_p99},  {"round_trip_ns", job_ns},
     {"round_trip_p50_ns", job_p50}, {"round_trip_p99_ns", job_p99},
     {"ratio", ratio},           {"jobs_per_s_depth_32", rate_32},
-    {"jobs_per_s_depth_128", rate_128},
+    {"jobs_per_s_depth_128", rate_128}, {"wake_futex_p50_ns", wake_futex_ns},
+    {"wake_worker_p50_ns", wake_job_ns}, {"wake_ratio", wake_ratio},
 };
 
 #define FIGURES (sizeof(figures) / sizeof(figures[0]))
@@ -131,6 +144,18 @@ static void print_stage(const struct transport_summary *summary, int index)
            sum.worker_sleeps, sum.doorbells);
 }
 
+static void print_many(const struct transport_many *many)
+{
+    printf("sessions      %" PRIu32 " open, %.1f us to connect one; %" PRIu32
+           " hot: %.0f ns a turn (%" PRIu64 " turns; %" PRIu64 " doorbells in %" PRIu64
+           " jobs, %" PRIu64 " rescues)\n",
+           many->sessions, many->connect_us, many->hot, many->turn_ns, many->turns,
+           many->doorbells, many->jobs, many->rescues);
+    stress_print_latency("  alone", &many->alone);
+    stress_print_latency("  beside", &many->churned);
+    printf("              %" PRIu64 " sessions that came and went\n", many->churn_sessions);
+}
+
 void transport_report_text(const struct transport_summary *summary)
 {
     stress_print_machine(&summary->info);
@@ -150,6 +175,14 @@ void transport_report_text(const struct transport_summary *summary)
     printf("ratio         %.2f\n", median(summary, ratio));
     printf("rate          %.0f jobs/s at depth 32, %.0f at depth 128\n", median(summary, rate_32),
            median(summary, rate_128));
+    printf("wake-up       p50 %.0f ns, plain futex %.0f ns, ratio %.2f\n",
+           median(summary, wake_job_ns), median(summary, wake_futex_ns),
+           median(summary, wake_ratio));
+    if (summary->idle_percent >= 0)
+        printf("idle worker   %.4f %% of a CPU\n", summary->idle_percent);
+    else
+        printf("idle worker   CPU time cannot be read\n");
+    print_many(&summary->many);
     printf("system calls\n");
     for (int i = 0; i < TRANSPORT_STAGES; i++)
         print_stage(summary, i);
@@ -178,10 +211,11 @@ static json_t *stages_json(const struct transport_repetition *repetition)
         const struct transport_stage *stage = &repetition->stages[i];
 
         json_array_append_new(
-            list, json_pack("{s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:I, s:b}", "depth",
+            list, json_pack("{s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:b}", "depth",
                             INT(stage->depth), "jobs", INT(stage->jobs), "seconds",
-                            stage->seconds, "worker_syscalls", INT(stage->worker_syscalls),
-                            "client_syscalls", INT(stage->client_syscalls), "worker_sleeps",
+                            stage->seconds, "window_jobs_per_s", stage->window_rate,
+                            "worker_syscalls", INT(stage->worker_syscalls), "client_syscalls",
+                            INT(stage->client_syscalls), "worker_sleeps",
                             INT(stage->worker_sleeps), "doorbells", INT(stage->doorbells),
                             "faults", INT(stage->faults), "undisturbed", stage->undisturbed));
     }
@@ -201,6 +235,18 @@ static json_t *repetition_json(const struct transport_repetition *repetition)
     return out;
 }
 
+static json_t *many_json(const struct transport_many *many)
+{
+    return json_pack("{s:I, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:o, s:o, s:I}", "sessions",
+                     INT(many->sessions), "hot", INT(many->hot), "connect_us", many->connect_us,
+                     "turn_ns", many->turn_ns, "turns", INT(many->turns), "jobs",
+                     INT(many->jobs), "doorbells",
+                     INT(many->doorbells), "rescues", INT(many->rescues), "alone_ns",
+                     stress_latency_json(&many->alone), "beside_churn_ns",
+                     stress_latency_json(&many->churned), "churn_sessions",
+                     INT(many->churn_sessions));
+}
+
 int transport_report_json(const struct transport_summary *summary)
 {
     json_t *medians = json_object(), *list = json_array();
@@ -211,9 +257,10 @@ int transport_report_json(const struct transport_summary *summary)
     for (uint32_t i = 0; i < summary->count; i++)
         json_array_append_new(list, repetition_json(&summary->repetitions[i]));
     return stress_print_json(json_pack(
-        "{s:o, s:o, s:I, s:I, s:o, s:o, s:I, s:I, s:b}", "machine", stress_machine_json(),
+        "{s:o, s:o, s:I, s:I, s:o, s:o, s:f, s:o, s:I, s:I, s:b}", "machine", stress_machine_json(),
         "worker", stress_worker_json(&summary->info), "client_cpu", INT(summary->client_cpu),
         "dispatcher_cpu", INT(summary->info.dispatcher_cpu), "medians", medians, "repetitions",
-        list, "awake_syscalls", INT(summary->awake_syscalls), "faults", INT(summary->faults),
+        list, "idle_percent", summary->idle_percent, "many", many_json(&summary->many),
+        "awake_syscalls", INT(summary->awake_syscalls), "faults", INT(summary->faults),
         "passed", summary->passed));
 }

@@ -49,9 +49,16 @@ struct dispatcher {
 /* Edge W: the client sleeps and has what it waits for. */
 static void wake_client(struct dispatcher *dispatcher, struct session_ring *ring)
 {
+    const uint64_t one = 1;
+    int wake_fd;
+
     if (!gemmd_wake_wanted(ring->client_line, ring->cq.index, ring->worker_line, &ring->last_woken))
         return;
-    syscall(SYS_futex, &ring->worker_line->cq_futex, FUTEX_WAKE, 1, NULL, NULL, 0);
+    wake_fd = __atomic_load_n(&ring->wake_fd, __ATOMIC_ACQUIRE);
+    if (wake_fd < 0)
+        syscall(SYS_futex, &ring->worker_line->cq_futex, FUTEX_WAKE, 1, NULL, NULL, 0);
+    else if (write(wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+        abort(); /* our own eventfd, which nobody else can write or make blocking */
     gemmd_counter_add(&dispatcher->config.stats->syscalls, 1);
     gemmd_counter_add(&dispatcher->config.stats->wakes, 1);
     gemmd_counter_add(&ring->wakeups, 1);

@@ -39,7 +39,7 @@ void hot_list_heat(struct hot_list *list, struct session *session)
         return;
     gemmd_doorbell_disarm(ring->doorbell);
     ring->hot = true;
-    ring->used = true;
+    ring->used = ring->rung = true;
     list->hot[list->hot_count++] = session;
 }
 
@@ -66,8 +66,8 @@ void hot_list_remove(struct hot_list *list, struct session *session)
     list->sessions[session->slot] = NULL;
 }
 
-/* Arm, fence, look again. */
-static void cool(struct hot_list *list, uint32_t index)
+/* Arm, fence, look again.  False: there is a job after all. */
+static bool cool(struct hot_list *list, uint32_t index)
 {
     struct session_ring *ring = &list->hot[index]->ring;
 
@@ -76,9 +76,22 @@ static void cool(struct hot_list *list, uint32_t index)
     if (!ring->stalled && gemmd_sq_ready(&ring->sq)) {
         gemmd_doorbell_disarm(ring->doorbell);
         ring->used = true;
-        return;
+        return false;
     }
     drop(list, index);
+    ring->spin_budget_ns = 0;
+    return true;
+}
+
+/* A pause ends: of a session that stayed hot, or whose doorbell rang. */
+static void end_pause(struct hot_list *list, struct session_ring *ring, uint64_t now_ns, bool slept)
+{
+    if (ring->spin_budget_ns || slept)
+        gemmd_spin_learn(&ring->spin, now_ns - ring->last_used_ns, slept, list->spin_ns);
+    if (ring->spin_budget_ns && !slept)
+        gemmd_counter_add(&list->stats->spins_hit, 1);
+    ring->spin_budget_ns = 0;
+    ring->last_used_ns = now_ns;
 }
 
 static void cool_idle(struct hot_list *list, uint64_t now_ns)
@@ -87,11 +100,16 @@ static void cool_idle(struct hot_list *list, uint64_t now_ns)
         struct session_ring *ring = &list->hot[i]->ring;
 
         if (ring->used || session_ring_is_busy(ring)) {
-            ring->used = false;
-            ring->last_used_ns = now_ns;
+            end_pause(list, ring, now_ns, ring->rung);
+            ring->used = ring->rung = false;
+            continue;
         }
-        if (now_ns - ring->last_used_ns >= list->spin_ns && !session_ring_is_busy(ring))
-            cool(list, i);
+        if (!ring->spin_budget_ns)
+            ring->spin_budget_ns = 1 + gemmd_spin_budget(&ring->spin, list->spin_ns);
+        if (now_ns - ring->last_used_ns < ring->spin_budget_ns && list->spin_ns)
+            continue;
+        if (cool(list, i) && list->spin_ns)
+            gemmd_counter_add(&list->stats->spins_missed, 1);
     }
 }
 

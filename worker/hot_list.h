@@ -4,8 +4,9 @@
  *   hot session    its next submission slot is read each turn
  *   cold session   its doorbell is armed; costs nothing until its client rings
  *
- * A session without a job for spin_ns is cooled: arm the doorbell, fence, look once more
- * (proto/ring.h, edge D).  Dispatcher thread only; knows nothing of how the thread sleeps.
+ * A session without a job for as long as proto/spin.h says (spin_ns at most) is cooled: arm the
+ * doorbell, fence, look once more (proto/ring.h, edge D).  Dispatcher thread only; knows nothing of
+ * how the thread sleeps.
  */
 #ifndef GEMMD_WORKER_HOT_LIST_H
 #define GEMMD_WORKER_HOT_LIST_H

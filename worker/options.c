@@ -417,10 +417,14 @@ static void set_defaults(struct options *out)
 /* What depends on the machine and was not given. */
 static void set_machine_defaults(struct options *out)
 {
+    long pages = sysconf(_SC_PHYS_PAGES); /* -1: a container that hides it */
+
     if (!out->groups_set)
         peers_add_default_group(&out->peers);
+    if (out->arena_bytes == 0 && pages > 0)
+        out->arena_bytes = (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
     if (out->arena_bytes == 0)
-        out->arena_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
+        out->arena_bytes = GEMMD_ARENA_BYTES_MAX;
     if (out->uid_arena_bytes == 0)
         out->uid_arena_bytes = out->arena_bytes / 4 * 3;
 }

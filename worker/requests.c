@@ -57,6 +57,7 @@ static enum gemmd_status handle_hello(struct control *control, struct session *s
     reply->features = hello->features & GEMMD_FEATURES;
     reply->worker_epoch = control->worker_epoch;
     reply->spin_ns_max = control->config.client_spin_ns;
+    reply->dispatcher_cpu = control->config.dispatcher_cpu;
     session->state = session->control_only ? GEMMD_SESSION_LIVE : GEMMD_SESSION_MAPPING;
     if (session->control_only)
         gemmd_counter_add(&control->config.stats->sessions_opened, 1);
@@ -205,6 +206,20 @@ static enum gemmd_status handle_stats(struct control *control, struct session *s
     return GEMMD_STATUS_OK;
 }
 
+static enum gemmd_status handle_wake_fd(struct control *control, struct session *session,
+                                        const void *request, struct control_answer *answer)
+{
+    (void)control;
+    (void)request;
+    if (session->control_only)
+        return GEMMD_STATUS_STATE;
+    if (session_open_wake(session) < 0)
+        return GEMMD_STATUS_NO_MEMORY;
+    answer->fds[0] = session->wake_poll_fd;
+    answer->fd_count = 1;
+    return GEMMD_STATUS_OK;
+}
+
 /* ---- dispatch -------------------------------------------------------------------------------- */
 
 static const struct {
@@ -230,6 +245,8 @@ static const struct {
     [GEMMD_MSG_SESSIONS] = {handle_sessions, sizeof(struct gemmd_msg_sessions_reply),
                             GEMMD_SESSION_LIVE},
     [GEMMD_MSG_STATS] = {handle_stats, sizeof(struct gemmd_msg_stats_reply), GEMMD_SESSION_LIVE},
+    [GEMMD_MSG_WAKE_FD] = {handle_wake_fd, sizeof(struct gemmd_msg_wake_fd_reply),
+                           GEMMD_SESSION_LIVE},
     [GEMMD_MSG_LAYER_LOAD] = {handle_layer_load, sizeof(struct gemmd_msg_layer_load_reply),
                               GEMMD_SESSION_LIVE},
     [GEMMD_MSG_LAYER_UNLOAD] = {handle_layer_unload, sizeof(struct gemmd_msg_layer_unload_reply),

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -30,7 +31,8 @@ struct session *session_open(uint32_t slot, uint32_t id, int fd, pid_t pid, uid_
     session->fd = fd;
     session->pid = pid;
     session->uid = uid;
-    session->kick_fd = -1;
+    session->kick_fd = session->wake_poll_fd = -1;
+    session->ring.wake_fd = -1;
     session->c2w.fd = session->w2c.fd = session->arena.fd = -1;
     session->state = GEMMD_SESSION_NEW;
     session->connected_ns = clock_now_ns();
@@ -90,6 +92,13 @@ static int watch_segment(struct session *session, const struct segment *segment)
                        &session->ring.violation);
 }
 
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
 static void destroy_segments(struct session *session)
 {
     fault_unwatch(session->c2w.memory);
@@ -98,10 +107,11 @@ static void destroy_segments(struct session *session)
     segment_destroy(&session->c2w);
     segment_destroy(&session->w2c);
     segment_destroy(&session->arena);
-    if (session->kick_fd >= 0)
-        close(session->kick_fd);
-    session->kick_fd = -1;
+    close_fd(&session->kick_fd);
+    close_fd(&session->wake_poll_fd);
+    close_fd(&session->ring.wake_fd);
     memset(&session->ring, 0, sizeof(session->ring));
+    session->ring.wake_fd = -1;
 }
 
 enum gemmd_status session_create_segments(struct session *session, uint32_t ring_entries,
@@ -172,6 +182,27 @@ enum gemmd_status session_seal(struct session *session)
     if (error == -ENOMEM)
         return GEMMD_STATUS_ARENA_NO_MEMORY;
     return error < 0 ? GEMMD_STATUS_INTERNAL : GEMMD_STATUS_OK;
+}
+
+int session_open_wake(struct session *session)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    int wake_fd, error;
+
+    if (session->wake_poll_fd >= 0)
+        return 0;
+    wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    session->wake_poll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (wake_fd < 0 || session->wake_poll_fd < 0 ||
+        epoll_ctl(session->wake_poll_fd, EPOLL_CTL_ADD, wake_fd, &event) < 0) {
+        error = -errno;
+        close_fd(&wake_fd);
+        close_fd(&session->wake_poll_fd);
+        return error;
+    }
+    /* Before the reply: a client that arms after it finds the dispatcher informed. */
+    __atomic_store_n(&session->ring.wake_fd, wake_fd, __ATOMIC_RELEASE);
+    return 0;
 }
 
 void session_close(struct session **session_p)

@@ -14,6 +14,7 @@
 
 #include "proto/control.h"
 #include "proto/ring.h"
+#include "proto/spin.h"
 #include "proto/status.h"
 #include "worker/layers.h"
 #include "worker/segment.h"
@@ -48,14 +49,18 @@ struct session_ring {
     struct gemmd_doorbell_line *doorbell;
     struct gemmd_worker_line *worker_line;
     const struct gemmd_client_line *client_line;
+    int wake_fd; /* atomic; eventfd of a client that waits with poll; -1: it waits on cq_futex */
     uint8_t *arena;
     uint64_t arena_bytes;
     struct job job;               /* valid while job.layer */
     bool hot;                     /* polled each turn; else its doorbell is armed */
     bool used;                    /* had a job since the clock was last read */
+    bool rung;                    /* it was cold until then */
     bool stalled;                 /* its completion ring is full: waits for the client to reap */
     bool suspect;                 /* the last sweep found a job here, and no doorbell came since */
     uint64_t last_used_ns;
+    struct gemmd_spin spin;       /* how long its pauses are */
+    uint64_t spin_budget_ns;      /* of the pause it is in; 0: it is in none */
     enum gemmd_status violation;  /* set: to be ended by the control thread */
     /* counters: gemmd_counter_* */
     uint64_t jobs, jobs_failed, rows, exec_ns, doorbells, wakeups;
@@ -84,6 +89,7 @@ struct session {
     uint32_t id;   /* never 0, never reused */
     int fd;        /* control connection */
     int kick_fd;
+    int wake_poll_fd; /* -1: not asked for; watches ring.wake_fd for the client */
     pid_t pid;     /* for display only: pids are reused */
     uid_t uid;
     enum gemmd_session_state state;
@@ -111,6 +117,10 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
 /* The client has mapped its segments: seals them, verifies the seals, and fills holes made before
  * them.  OK, ARENA_NO_MEMORY (a hole that cannot be filled) or INTERNAL. */
 enum gemmd_status session_seal(struct session *session);
+
+/* From here on the client is woken through a descriptor: session->wake_poll_fd, to be passed on
+ * (GEMMD_MSG_WAKE_FD in proto/control.h).  No effect the second time.  0 or -errno. */
+int session_open_wake(struct session *session);
 
 /* Frees everything; the dispatcher must have let go.  Layers are the caller's to release first.
  * Accepts NULL and half-built sessions; *session becomes NULL. */

@@ -24,8 +24,9 @@ enum {
     NR = 16,
     KR = 8,
     LANES = 8,
-    BLOCK_BYTES = NR * 4, /* 8 k of 16 columns */
-    S16_BLOCKS = 4,       /* blocks that s16 holds, see above */
+    BLOCK_BYTES = NR * 4,  /* 8 k of 16 columns */
+    S16_BLOCKS = 4,        /* blocks that s16 holds, see above */
+    PREFETCH_BYTES = 4096, /* into L2, as the AVX-512 kernel */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -79,6 +80,7 @@ INLINE void add_group(size_t m, size_t length, const uint8_t *const *a, const ui
     __m256i sum[MR * NV];
     size_t t = 0;
 
+    _mm_prefetch(panel + PREFETCH_BYTES, _MM_HINT_T1); /* past the end it cannot fault */
     UNROLL
     for (size_t i = 0; i < m * NV; i++)
         sum[i] = _mm256_setzero_si256();
@@ -89,8 +91,10 @@ INLINE void add_group(size_t m, size_t length, const uint8_t *const *a, const ui
         UNROLL
         for (size_t i = 0; i < m * NV; i++)
             s16[i] = _mm256_setzero_si256();
-        for (; t < end; t += KR, blocks += BLOCK_BYTES)
+        for (; t < end; t += KR, blocks += BLOCK_BYTES) {
+            _mm_prefetch(blocks + PREFETCH_BYTES, _MM_HINT_T1);
             block(m, a, t, blocks, s16);
+        }
         UNROLL
         for (size_t i = 0; i < m * NV; i++)
             sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(s16[i], ones));

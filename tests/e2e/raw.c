@@ -117,6 +117,11 @@ void raw_open_mapping(struct raw *raw, const char *socket_path, uint32_t ring_en
     REQUIRE(raw_receive(raw->fd, &raw->hello, sizeof(raw->hello), raw->fds, &fd_count, REPLY_MS) ==
             sizeof(raw->hello));
     REQUIRE(raw->hello.header.status == GEMMD_STATUS_OK && fd_count == GEMMD_HELLO_FD_COUNT);
+    raw_map(raw);
+}
+
+void raw_map(struct raw *raw)
+{
     raw->c2w = map(raw->fds[0], raw->hello.c2w_bytes, PROT_READ | PROT_WRITE);
     raw->w2c = map(raw->fds[1], raw->hello.w2c_bytes, PROT_READ);
     raw->arena = map(raw->fds[2], raw->hello.arena_bytes, PROT_READ | PROT_WRITE);

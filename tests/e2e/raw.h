@@ -43,6 +43,8 @@ void raw_open(struct raw *raw, const char *socket, uint32_t ring_entries, uint64
 /* The hello alone: state MAPPING. */
 void raw_open_mapping(struct raw *raw, const char *socket, uint32_t ring_entries,
                       uint64_t arena_bytes);
+/* Maps what raw->hello and raw->fds hold. */
+void raw_map(struct raw *raw);
 /* Closes all, abruptly: no farewell exists. */
 void raw_close(struct raw *raw);
 

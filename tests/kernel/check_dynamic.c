@@ -23,6 +23,7 @@ struct job {
     enum quantize_mode mode;
     enum gemm_activation activation;
     bool b_zero_points, residual;
+    bool hostile; /* NaN, infinities and huge values in A */
 };
 
 struct data {
@@ -41,12 +42,17 @@ static float uniform(void)
     return (float)((double)random_u64() / 18446744073709551616.0 * 2 - 1);
 }
 
-static void fill_floats(enum gemm_type type, size_t count, uint8_t *to)
+static void fill_floats(enum gemm_type type, size_t count, bool hostile, uint8_t *to)
 {
+    static const float rare[] = {NAN, INFINITY, -INFINITY, 3e38f, -1e-40f};
+
     for (size_t i = 0; i < count; i++) {
         float f = uniform() * (random_below(50) ? 1.0f : 8.0f);
-        uint16_t half = bf16_from_f32(f);
+        uint16_t half;
 
+        if (hostile && !random_below(40))
+            f = rare[random_below(sizeof(rare) / sizeof(rare[0]))];
+        half = bf16_from_f32(f);
         if (type == GEMM_TYPE_F32)
             memcpy(to + i * sizeof(f), &f, sizeof(f));
         else if (type == GEMM_TYPE_BF16)
@@ -56,16 +62,22 @@ static void fill_floats(enum gemm_type type, size_t count, uint8_t *to)
     }
 }
 
+static void guard_either(struct guard *guard, size_t bytes)
+{
+    guard_alloc(guard, bytes);
+    guard_place(guard, bytes, random_below(2) ? GUARD_AFTER : GUARD_BEFORE);
+}
+
 static void data_open(struct data *d, const struct gemm_kernel *kernel, const struct job *job)
 {
     size_t columns = (job->n + GEMM_NR_MAX - 1) / GEMM_NR_MAX * GEMM_NR_MAX * sizeof(int32_t);
     size_t a_bytes = job->k * gemm_type_bytes(job->a_type);
     size_t r_bytes = job->n * gemm_type_bytes(job->c_type);
 
-    guard_alloc(&d->a, job->rows * a_bytes);
-    guard_alloc(&d->residual, job->rows * r_bytes);
-    guard_alloc(&d->panels, gemm_packed_bytes(kernel, job->n, job->k));
-    guard_alloc(&d->scratch, gemm_dynamic_scratch_bytes(job->k, kernel->mr, job->rows));
+    guard_either(&d->a, job->rows * a_bytes);
+    guard_either(&d->residual, job->rows * r_bytes);
+    guard_either(&d->panels, gemm_packed_bytes(kernel, job->n, job->k));
+    guard_either(&d->scratch, gemm_dynamic_scratch_bytes(job->k, kernel->mr, job->rows));
     d->b = check_alloc((size_t)job->n * job->k);
     d->c_stride = r_bytes + 64;
     d->c = check_alloc(job->rows * d->c_stride + 64);
@@ -75,8 +87,8 @@ static void data_open(struct data *d, const struct gemm_kernel *kernel, const st
     d->zero_points = check_alloc(columns);
     d->scale = check_alloc(columns);
     d->bias = check_alloc(columns);
-    fill_floats(job->a_type, (size_t)job->rows * job->k, d->a.data);
-    fill_floats(job->c_type, (size_t)job->rows * job->n, d->residual.data);
+    fill_floats(job->a_type, (size_t)job->rows * job->k, job->hostile, d->a.data);
+    fill_floats(job->c_type, (size_t)job->rows * job->n, job->hostile, d->residual.data);
     fill_b(FILL_UNIFORM, d->b, (size_t)job->n * job->k);
     for (uint32_t i = 0; i < job->rows; i++) {
         d->a_rows[i] = d->a.data + (random_below(4) ? i : random_below(job->rows)) * a_bytes;
@@ -141,7 +153,8 @@ static void compare_row(const struct job *job, const struct data *d, uint32_t i,
     uint8_t *q = check_alloc(job->k);
     struct quantize_row row =
         quantize_row(quantize_select(0), job->a_type, job->mode, job->k, d->a_rows[i], q);
-    bool plain = job->c_type == GEMM_TYPE_F32 && !job->residual && !job->activation;
+    bool plain =
+        job->c_type == GEMM_TYPE_F32 && !job->residual && !job->activation && !job->hostile;
     size_t far = 0;
 
     for (uint32_t j = n_begin; j < n_end; j++) {
@@ -203,10 +216,11 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
         .mode = job->mode,
     };
 
-    check_step("dynamic m=%u n=%u k=%u a=%d c=%d mode=%d activation=%d b_zero=%d residual=%d from "
+    check_step("dynamic m=%u n=%u k=%u a=%d c=%d mode=%d activation=%d b_zero=%d residual=%d "
+               "hostile=%d from "
                "column %u",
                job->rows, job->n, job->k, job->a_type, job->c_type, job->mode, job->activation,
-               job->b_zero_points, job->residual, n_begin);
+               job->b_zero_points, job->residual, job->hostile, n_begin);
     data_open(d, kernel, job);
     weights.panels = (const int8_t *)d->panels.data;
     dynamic.scratch = d->scratch.data;
@@ -273,6 +287,60 @@ static void check_zero_points(const struct gemm_kernel *kernel, enum gemm_type a
     free(panels);
 }
 
+/* gemm_run with more rows than one of its blocks: each row meets its own scale and residual. */
+static void check_row_arrays(const struct gemm_kernel *kernel)
+{
+    enum { N = 3, K = 21845 };
+    const size_t rows = 8u * kernel->mr + 1;
+    static _Alignas(GEMM_ALIGN) int32_t sums[GEMM_NR_MAX];
+    static _Alignas(GEMM_ALIGN) float scale[GEMM_NR_MAX] = {0.5f, 0.25f, 2.0f}, bias[GEMM_NR_MAX];
+    int8_t *b = check_alloc(N * K), *panels = check_alloc(gemm_packed_bytes(kernel, N, K));
+    uint8_t *a = check_alloc(K);
+    float c[8 * GEMM_MR_MAX + 1][N], residual[8 * GEMM_MR_MAX + 1][N];
+    float row_scales[8 * GEMM_MR_MAX + 1];
+    const uint8_t *a_rows[8 * GEMM_MR_MAX + 1];
+    const void *residual_rows[8 * GEMM_MR_MAX + 1];
+    void *c_rows[8 * GEMM_MR_MAX + 1];
+    struct gemm_weights weights = {kernel, N, K, panels};
+    struct gemm_epilogue epilogue = {
+        .a_type = GEMM_TYPE_U8,
+        .c_type = GEMM_TYPE_F32,
+        .offset = sums,
+        .scale = scale,
+        .bias = bias,
+        .row_scales = row_scales,
+        .residual = residual_rows,
+        .residual_type = GEMM_TYPE_F32,
+    };
+    size_t bad = 0;
+
+    check_step("row scales and residuals over several blocks");
+    fill_a(FILL_UNIFORM, a, K, GEMM_TYPE_U8);
+    fill_b(FILL_SPARSE, b, N * K);
+    for (size_t i = 0; i < rows; i++) {
+        row_scales[i] = (float)(i + 1);
+        a_rows[i] = a;
+        residual_rows[i] = residual[i];
+        c_rows[i] = c[i];
+        for (size_t j = 0; j < N; j++)
+            residual[i][j] = (float)(i * 1000 + j);
+    }
+    gemm_pack(kernel, N, K, b, K, panels, sums);
+    gemm_offset(N, GEMM_TYPE_U8, 0, sums, NULL, sums);
+    gemm_run(&weights, &epilogue, rows, a_rows, c_rows, 0, N);
+    for (size_t i = 0; i < rows; i++) {
+        for (size_t j = 0; j < N; j++) {
+            float f = (float)oracle_dot(K, a, GEMM_TYPE_U8, b + j * K) * scale[j];
+
+            bad += c[i][j] != f * row_scales[i] + residual[i][j];
+        }
+    }
+    check(bad == 0, "%zu elements", bad);
+    free(a);
+    free(b);
+    free(panels);
+}
+
 void check_dynamic(const struct gemm_kernel *kernel)
 {
     static const enum gemm_type c_types[] = {GEMM_TYPE_F32, GEMM_TYPE_BF16, GEMM_TYPE_U8,
@@ -283,30 +351,33 @@ void check_dynamic(const struct gemm_kernel *kernel)
     /* More rows than one block of the scratch holds. */
     struct job long_job = {
         8 * mr + 1,           3,     21845, GEMM_TYPE_F32, GEMM_TYPE_F32, QUANTIZE_ASYMMETRIC,
-        GEMM_ACTIVATION_NONE, false, true};
+        GEMM_ACTIVATION_NONE, false, true,  false};
 
     for (uint32_t at = 0; at < 4 * 4 * 4; at++) {
         for (uint32_t bits = 0; bits < 4; bits++) {
-            struct job job = {m_values[at & 3],
-                              n_values[at >> 2 & 3],
-                              k_values[at >> 4],
-                              bits & 1 ? GEMM_TYPE_BF16 : GEMM_TYPE_F32,
-                              c_types[random_below(4)],
-                              (enum quantize_mode)(bits >> 1),
-                              (enum gemm_activation)random_below(GEMM_ACTIVATION_COUNT),
-                              random_below(2),
-                              random_below(2)};
+            struct job job = {.rows = m_values[at & 3],
+                              .n = n_values[at >> 2 & 3],
+                              .k = k_values[at >> 4],
+                              .a_type = bits & 1 ? GEMM_TYPE_BF16 : GEMM_TYPE_F32,
+                              .mode = (enum quantize_mode)(bits >> 1)};
 
+            job.c_type = c_types[random_below(4)];
+            job.activation = (enum gemm_activation)random_below(GEMM_ACTIVATION_COUNT);
+            job.b_zero_points = random_below(2);
+            job.residual = random_below(2);
+            job.hostile = random_below(3) == 0;
             check_job(kernel, &job);
             if (random_below(2)) { /* often enough the one that is compared in double too */
                 job.c_type = GEMM_TYPE_F32;
                 job.activation = GEMM_ACTIVATION_NONE;
                 job.residual = false;
+                job.hostile = false;
                 check_job(kernel, &job);
             }
         }
     }
     check_job(kernel, &long_job);
+    check_row_arrays(kernel);
     for (int round = 0; round < 4; round++)
         check_zero_points(kernel, round % 2 ? GEMM_TYPE_S8 : GEMM_TYPE_U8);
 }

@@ -42,6 +42,12 @@ static int32_t weight(const struct data *d, size_t j, size_t t)
     return half >= 8 ? half - 16 : half;
 }
 
+static void guard_either(struct guard *guard, size_t bytes)
+{
+    guard_alloc(guard, bytes);
+    guard_place(guard, bytes, random_below(2) ? GUARD_AFTER : GUARD_BEFORE);
+}
+
 static void data_open(struct data *d, const struct int4_kernel *kernel, const struct job *job)
 {
     size_t a_stride = job->k + A_PADDING, a_bytes = (job->rows - 1) * a_stride + job->k;
@@ -49,10 +55,9 @@ static void data_open(struct data *d, const struct int4_kernel *kernel, const st
 
     d->b_stride = (job->k + 1) / 2;
     d->groups = (job->k + job->group - 1) / job->group;
-    guard_alloc(&d->a, a_bytes);
-    guard_place(&d->a, a_bytes, random_below(2) ? GUARD_AFTER : GUARD_BEFORE);
-    guard_alloc(&d->b, job->n * d->b_stride);
-    guard_alloc(&d->panels, int4_packed_bytes(kernel, job->n, job->k, job->group));
+    guard_either(&d->a, a_bytes);
+    guard_either(&d->b, job->n * d->b_stride);
+    guard_either(&d->panels, int4_packed_bytes(kernel, job->n, job->k, job->group));
     d->c_stride = job->n * gemm_type_bytes(job->c_type) + CANARY_BYTES;
     d->c = check_alloc(job->rows * d->c_stride + CANARY_BYTES);
     memset(d->c, CANARY, job->rows * d->c_stride + CANARY_BYTES);

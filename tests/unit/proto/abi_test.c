@@ -303,6 +303,7 @@ static void test_readme_messages(void **state)
         [GEMMD_MSG_LAYERS] = "LAYERS",
         [GEMMD_MSG_SESSIONS] = "SESSIONS",
         [GEMMD_MSG_STATS] = "STATS",
+        [GEMMD_MSG_WAKE_FD] = "WAKE_FD",
         [GEMMD_MSG_LAYER_LOAD] = "LAYER_LOAD",
         [GEMMD_MSG_LAYER_UNLOAD] = "LAYER_UNLOAD",
         [GEMMD_MSG_LAYER_PIN] = "LAYER_PIN",

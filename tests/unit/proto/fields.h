@@ -82,7 +82,7 @@
     F(gemmd_msg_hello_reply, arena_page_bytes)                                                     \
     F(gemmd_msg_hello_reply, worker_epoch)                                                         \
     F(gemmd_msg_hello_reply, spin_ns_max)                                                          \
-    F(gemmd_msg_hello_reply, reserved)
+    F(gemmd_msg_hello_reply, dispatcher_cpu)
 
 #define LAYER_FIELDS(S, F)                                                                         \
     S(gemmd_layer_desc_abi)                                                                        \
@@ -249,6 +249,8 @@
     F(gemmd_stats_page, doorbells)                                                                 \
     F(gemmd_stats_page, wakes)                                                                     \
     F(gemmd_stats_page, syscalls)                                                                  \
+    F(gemmd_stats_page, spins_hit)                                                                 \
+    F(gemmd_stats_page, spins_missed)                                                              \
     F(gemmd_stats_page, rescues)                                                                   \
     F(gemmd_stats_page, sessions_opened)                                                           \
     F(gemmd_stats_page, sessions_closed)                                                           \

@@ -96,8 +96,9 @@ static void test_job_over_a_hole(void **state)
     static struct executor executor = {.stats = &stats};
     static struct session_ring ring;
     static int8_t packed[MIB] __attribute__((aligned(GEMM_ALIGN)));
-    static int32_t offset[1024];
-    static float scale[1024], bias[1024];
+    static int32_t offset[1024] __attribute__((aligned(GEMM_ALIGN)));
+    static float scale[1024] __attribute__((aligned(GEMM_ALIGN)));
+    static float bias[1024] __attribute__((aligned(GEMM_ALIGN)));
     static struct gemmd_cqe cq[8];
     int8_t weights[64 * 64];
     struct layer layer = {.weights = {gemm_select(cpu_detect()), 64, 64, packed}};

@@ -149,7 +149,7 @@ static void test_quota(void **state)
     need(1024, 9, 10);
     assert_int_equal(report().evictions, evictions + 1);
     assert_int_equal(((const char *)other->memory)[0], 50);
-    /* What exists already costs him nothing... but showing the bytes needs the room for a moment. */
+    /* Another of his fits beside the first. */
     assert_int_equal(create(512, 50, 20, &layer, &bytes), GEMMD_STATUS_OK);
     close_registry();
 }

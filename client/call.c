@@ -43,14 +43,29 @@ static int await(struct gemmd *session, short events, uint64_t deadline_ns)
     }
 }
 
-static int send_packet(struct gemmd *session, const void *request, size_t bytes,
+/* `fd` >= 0 travels along. */
+static int send_packet(struct gemmd *session, const void *request, size_t bytes, int fd,
                        uint64_t deadline_ns)
 {
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+    } ancillary = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
+                              .cmsg_level = SOL_SOCKET,
+                              .cmsg_type = SCM_RIGHTS}};
+    struct iovec iov = {(void *)(uintptr_t)request, bytes};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+
+    if (fd >= 0) {
+        memcpy(CMSG_DATA(&ancillary.header), &fd, sizeof(fd));
+        message.msg_control = ancillary.space;
+        message.msg_controllen = sizeof(ancillary.space);
+    }
     for (;;) {
         int error;
 
         session->syscalls++;
-        if (send(session->fd, request, bytes, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        if (sendmsg(session->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
             return 0;
         if (errno == EINTR)
             continue;
@@ -173,9 +188,11 @@ static void print_message(const struct gemmd_msg_header *request,
             error < 0 ? strerror(-error) : gemmd_status_name_of(reply->status));
 }
 
-int gemmd_call(struct gemmd *session, void *request, size_t request_bytes, void *reply,
-               size_t reply_bytes, int *fds, unsigned fd_count, uint64_t deadline_ns,
-               enum gemmd_status *status)
+/* gemmd_call with a descriptor for the worker (-1: none); on failure `reply` is the body that came,
+ * if it has the reply's length. */
+static int call(struct gemmd *session, void *request, size_t request_bytes, int fd, void *reply,
+                size_t reply_bytes, int *fds, unsigned fd_count, uint64_t deadline_ns,
+                enum gemmd_status *status)
 {
     struct gemmd_msg_header *header = request;
     struct packet packet;
@@ -188,7 +205,7 @@ int gemmd_call(struct gemmd *session, void *request, size_t request_bytes, void 
         fds[i] = -1;
     header->bytes = (uint32_t)request_bytes;
     header->serial = ++session->serial ? session->serial : ++session->serial;
-    error = send_packet(session, request, request_bytes, deadline_ns);
+    error = send_packet(session, request, request_bytes, fd, deadline_ns);
     /* EPIPE: the peer may have said why before it left. */
     if (error == 0 || error == -EPIPE || error == -ECONNRESET)
         error = receive_reply(session, header, &packet, reply_bytes, deadline_ns);
@@ -200,18 +217,33 @@ int gemmd_call(struct gemmd *session, void *request, size_t request_bytes, void 
         fds[i] = packet.fds[i];
     if (got->status != 0 || packet.fd_count != fd_count)
         close_fds(&packet);
+    if (packet.length == reply_bytes)
+        memcpy(reply, packet.bytes, reply_bytes);
     if (got->status != 0) {
         if (status)
             *status = (enum gemmd_status)got->status;
         return gemmd_fail(session, -gemmd_status_errno_of(got->status), "%s",
                           gemmd_status_text_of(got->status));
     }
-    memcpy(reply, packet.bytes, reply_bytes);
     return 0;
+}
+
+int gemmd_call(struct gemmd *session, void *request, size_t request_bytes, void *reply,
+               size_t reply_bytes, int *fds, unsigned fd_count, uint64_t deadline_ns,
+               enum gemmd_status *status)
+{
+    return call(session, request, request_bytes, -1, reply, reply_bytes, fds, fd_count,
+                deadline_ns, status);
 }
 
 int gemmd_ask(struct gemmd *session, void *request, size_t request_bytes, void *reply,
               size_t reply_bytes, enum gemmd_status *status)
+{
+    return gemmd_ask_with_fd(session, request, request_bytes, -1, reply, reply_bytes, status);
+}
+
+int gemmd_ask_with_fd(struct gemmd *session, void *request, size_t request_bytes, int fd,
+                      void *reply, size_t reply_bytes, enum gemmd_status *status)
 {
     uint64_t deadline_ns = gemmd_now_ns() + (uint64_t)session->timeout_ms * 1000000;
     int error = gemmd_check(session);
@@ -220,8 +252,8 @@ int gemmd_ask(struct gemmd *session, void *request, size_t request_bytes, void *
         *status = GEMMD_STATUS_OK;
     if (error < 0)
         return error;
-    return gemmd_call(session, request, request_bytes, reply, reply_bytes, NULL, 0, deadline_ns,
-                      status);
+    return call(session, request, request_bytes, fd, reply, reply_bytes, NULL, 0, deadline_ns,
+                status);
 }
 
 bool gemmd_is_connected(struct gemmd *session)

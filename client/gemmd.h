@@ -305,6 +305,11 @@ struct gemmd_info {
     uint64_t pool_bytes_on_node; /* verified to lie on `node` */
     uint64_t arena_bytes;        /* of all sessions */
     char lost[256];              /* what the worker had to do without; "" = nothing */
+    uint64_t layer_bytes, layer_bytes_unused, layer_bytes_pinned; /* unused: nobody has it open */
+    uint64_t layer_evictions;    /* unused layers that made room */
+    /* weights compared with their checksums in idle time; times all were; layers found changed */
+    uint64_t scrub_bytes, scrub_passes, scrub_faults;
+    uint64_t pool_bytes_kept;    /* of pool_bytes, in files that can outlive the worker */
 };
 
 struct gemmd_layer_info {
@@ -317,6 +322,10 @@ struct gemmd_layer_info {
     uint32_t references; /* sessions that have it open */
     uint64_t jobs, rows;
     char kernel[64];
+    enum gemmd_type bias_type;
+    uint32_t uid;        /* whose quota it counts against */
+    int pinned;          /* 1: never evicted */
+    int unloaded;        /* 1: goes with its last handle */
     uint64_t exec_ns;            /* compute, of all threads */
     uint64_t panels, panel_rows; /* as in struct gemmd_stats, of this layer */
     uint64_t queue_p50_ns, queue_p99_ns, exec_p50_ns, exec_p99_ns;
@@ -372,6 +381,24 @@ GEMMD_API int gemmd_get_session_info(struct gemmd *session, uint32_t index,
                                      struct gemmd_session_info *out);
 /* Blocks in the first call of a session only; then it reads the shared counters page. */
 GEMMD_API int gemmd_get_stats(struct gemmd *session, struct gemmd_stats *out);
+
+/* ---- for the worker's operator: root and the user it runs as --------------------------------- */
+
+/* All three block; beside their own results -EPERM: not the operator; -EINVAL: the name;
+ * -ENOENT: no such layer; -ETIMEDOUT; -ECONNRESET. */
+
+/* Loads a packed layer file (gemmd-pack).  Its layers are named PREFIX/NAME (NULL: NAME), and take
+ * the place of those of the same names at once, when all are there; who has an old one open keeps
+ * it.  They are pinned.  fd stays the caller's.  Number of layers; *bytes_new (NULL: not wanted) is
+ * the memory they added; -EBADMSG: not a valid file (the text names layer and field), -ENOSPC,
+ * -EBUSY (another load is going on), -EDQUOT. */
+GEMMD_API int gemmd_layers_load(struct gemmd *session, int fd, const char *prefix,
+                                uint64_t *bytes_new);
+/* The layer of that name and those below it ("NAME/…") lose their names; they are freed at once, or
+ * with their last handle.  Number of names; *bytes_freed (NULL: not wanted) counts the first. */
+GEMMD_API int gemmd_layers_unload(struct gemmd *session, const char *name, uint64_t *bytes_freed);
+/* pin 1: these layers are never evicted; 0: they may be.  Number of names. */
+GEMMD_API int gemmd_layers_pin(struct gemmd *session, const char *name, int pin);
 
 #ifdef __cplusplus
 }

@@ -39,6 +39,14 @@ int gemmd_get_info(struct gemmd *session, struct gemmd_info *out)
         .pool_bytes_4k = reply.pool_bytes_4k,
         .pool_bytes_on_node = reply.pool_bytes_on_node,
         .arena_bytes = reply.arena_bytes,
+        .layer_bytes = reply.layer_bytes,
+        .layer_bytes_unused = reply.layer_bytes_unused,
+        .layer_bytes_pinned = reply.layer_bytes_pinned,
+        .layer_evictions = reply.layer_evictions,
+        .scrub_bytes = reply.scrub_bytes,
+        .scrub_passes = reply.scrub_passes,
+        .scrub_faults = reply.scrub_faults,
+        .pool_bytes_kept = reply.pool_bytes_kept,
     };
     COPY_TEXT(out->worker_version, reply.worker_version);
     COPY_TEXT(out->socket, session->socket);
@@ -79,6 +87,10 @@ int gemmd_get_layer_info(struct gemmd *session, uint32_t index, struct gemmd_lay
         .references = reply.references,
         .jobs = reply.jobs,
         .rows = reply.rows,
+        .bias_type = (enum gemmd_type)reply.desc.bias_type,
+        .uid = reply.uid,
+        .pinned = (reply.flags & GEMMD_LAYER_PINNED) != 0,
+        .unloaded = (reply.flags & GEMMD_LAYER_UNLOADED) != 0,
         .exec_ns = reply.exec_ns,
         .panels = reply.panels,
         .panel_rows = reply.panel_rows,

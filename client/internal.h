@@ -160,6 +160,10 @@ int gemmd_call(struct gemmd *session, void *request, size_t request_bytes, void 
 int gemmd_ask(struct gemmd *session, void *request, size_t request_bytes, void *reply,
               size_t reply_bytes, enum gemmd_status *status);
 
+/* The same with a descriptor for the worker.  What a failure's reply holds comes to `reply`. */
+int gemmd_ask_with_fd(struct gemmd *session, void *request, size_t request_bytes, int fd,
+                      void *reply, size_t reply_bytes, enum gemmd_status *status);
+
 /* False when the connection is closed: one system call, which is counted. */
 bool gemmd_is_connected(struct gemmd *session);
 

@@ -2,9 +2,10 @@
  * Control messages: AF_UNIX SOCK_SEQPACKET, one struct per packet, little-endian, no padding, never
  * on the job path.  Each request gets exactly one reply of type request | GEMMD_REPLY with the same
  * serial; header.status tells success or the field at fault, and the body beyond the header is
- * all zeros then.  File descriptors travel from the worker to the client only: four with the
- * hello reply, one each with the stats and wake-fd replies.  A message that carries some the other
- * way ends the session.
+ * all zeros then (but the reason of LAYER_LOAD).  File descriptors travel from the worker to the
+ * client only: four with the hello reply, one each with the stats and wake-fd replies, one or two
+ * in a take-over; and one the other way with an operator's LAYER_LOAD.  Any other message that
+ * carries some ends the session.
  *
  * Session states and what each allows (anything else: STATUS_STATE, the session lives on):
  *   NEW      HELLO -> MAPPING, or LIVE when the hello asks for control only
@@ -34,7 +35,13 @@ enum gemmd_message_type {
     GEMMD_MSG_SESSIONS = 10, /* the index-th session of the worker */
     GEMMD_MSG_STATS = 11,    /* the counters page, as a descriptor */
     GEMMD_MSG_WAKE_FD = 12,  /* a descriptor to wait on, as well as cq_futex */
-    GEMMD_MSG_TYPE_COUNT = 13,
+    /* of root and the worker's own user only */
+    GEMMD_MSG_LAYER_LOAD = 13,      /* a packed layer file, as a descriptor */
+    GEMMD_MSG_LAYER_UNLOAD = 14,    /* by name */
+    GEMMD_MSG_LAYER_PIN = 15,       /* by name */
+    GEMMD_MSG_TAKEOVER = 16,        /* the index-th descriptor of the worker's weights */
+    GEMMD_MSG_TAKEOVER_COMMIT = 17, /* the socket: the sender serves from now on */
+    GEMMD_MSG_TYPE_COUNT = 18,
     GEMMD_REPLY = 0x8000,
 };
 
@@ -153,6 +160,70 @@ struct gemmd_msg_layer_close_reply {
     struct gemmd_msg_header header;
 };
 
+/* Comes with one descriptor: a packed layer file (worker/layer_file.h), whose layers are added, or
+ * take the place of those of the same names; open handles stay with the old ones.  The reply comes
+ * when the file is loaded or refused; other sessions are served meanwhile. */
+struct gemmd_msg_layer_load {
+    struct gemmd_msg_header header;
+    char prefix[GEMMD_NAME_BYTES]; /* 16: of the layers' names, without the '/'; empty = none */
+};
+
+struct gemmd_msg_layer_load_reply {
+    struct gemmd_msg_header header;
+    uint64_t weight_bytes_new; /* 16 */
+    uint32_t layers;           /* 24 */
+    uint32_t reserved;         /* 28 */
+    char reason[192];          /* 32: filled in when status is not 0: layer and field at fault */
+};
+
+/* `name` means the layer of that name and all below it ("name/…"). */
+struct gemmd_msg_layer_unload {
+    struct gemmd_msg_header header;
+    char name[GEMMD_NAME_BYTES]; /* 16 */
+};
+
+struct gemmd_msg_layer_unload_reply {
+    struct gemmd_msg_header header;
+    uint64_t bytes_freed; /* 16: at once; layers that are open go with their last handle */
+    uint32_t layers;      /* 24: names that went */
+    uint32_t reserved;    /* 28 */
+};
+
+struct gemmd_msg_layer_pin {
+    struct gemmd_msg_header header;
+    char name[GEMMD_NAME_BYTES]; /* 16 */
+    uint32_t pin;                /* 80: 0 or 1 */
+    uint32_t reserved;           /* 84: 0 */
+};
+
+struct gemmd_msg_layer_pin_reply {
+    struct gemmd_msg_header header;
+    uint32_t layers;   /* 16 */
+    uint32_t reserved; /* 20 */
+};
+
+/* TAKEOVER's request is struct gemmd_msg_list.  From the first one to the commit, or the end of the
+ * session, messages of other sessions wait: layers do not change (jobs go on).  Comes with one
+ * descriptor: index 0 the table of the worker's layers, 1 .. count - 1 the files of its pool. */
+struct gemmd_msg_takeover_reply {
+    struct gemmd_msg_header header;
+    uint64_t generation; /* 16: changes with the layers */
+    uint64_t file_id;    /* 24: as the table names it; 0: the table itself */
+    uint32_t count;      /* 32: of descriptors in all */
+    uint32_t reserved;   /* 36 */
+};
+
+struct gemmd_msg_takeover_commit {
+    struct gemmd_msg_header header;
+    uint64_t generation; /* 16: of what the sender holds; CHANGED when that is old */
+};
+
+/* Comes with two descriptors: the listening socket and its lock.  The worker that sent it drains
+ * and ends. */
+struct gemmd_msg_takeover_commit_reply {
+    struct gemmd_msg_header header;
+};
+
 struct gemmd_msg_info {
     struct gemmd_msg_header header;
 };
@@ -182,6 +253,14 @@ struct gemmd_msg_info_reply {
     uint64_t arena_bytes;       /* 224: of all sessions */
     uint64_t worker_epoch;      /* 232 */
     char lost[256];             /* 240: what start-up had to do without; empty = nothing */
+    uint64_t layer_bytes;        /* 496: of all layers */
+    uint64_t layer_bytes_unused; /* 504: of those nobody has open and nothing pins */
+    uint64_t layer_bytes_pinned; /* 512 */
+    uint64_t layer_evictions;    /* 520 */
+    uint64_t scrub_bytes;        /* 528: weights compared with their checksums in idle time */
+    uint64_t scrub_passes;       /* 536: times all of them were */
+    uint64_t scrub_faults;       /* 544: layers found changed, and withdrawn */
+    uint64_t pool_bytes_kept;    /* 552: of pool_bytes, in files that outlive the worker */
 };
 
 /* Request of LAYERS and SESSIONS. */
@@ -208,10 +287,17 @@ struct gemmd_msg_layers_reply {
     uint64_t jobs;                    /* 184 */
     uint64_t rows;                    /* 192 */
     char kernel[64];                  /* 200 */
-    uint64_t exec_ns;                 /* 264: compute, of all threads */
-    uint64_t panels;                  /* 272: as in proto/stats.h */
-    uint64_t panel_rows;              /* 280 */
-    struct gemmd_abi_latency latency; /* 288 */
+    uint32_t uid;                     /* 264: whose quota it counts against */
+    uint32_t flags;                   /* 268: GEMMD_LAYER_* */
+    uint64_t exec_ns;                 /* 272: compute, of all threads */
+    uint64_t panels;                  /* 280: as in proto/stats.h */
+    uint64_t panel_rows;              /* 288 */
+    struct gemmd_abi_latency latency; /* 296 */
+};
+
+enum gemmd_layer_flags {
+    GEMMD_LAYER_PINNED = 1,   /* never evicted */
+    GEMMD_LAYER_UNLOADED = 2, /* goes with its last handle */
 };
 
 struct gemmd_msg_sessions_reply {
@@ -282,9 +368,17 @@ static_assert(sizeof(struct gemmd_msg_layer_reply) == 112, "wire size");
 static_assert(sizeof(struct gemmd_msg_layer_data) == 40, "wire size");
 static_assert(sizeof(struct gemmd_msg_layer_data_reply) == 24, "wire size");
 static_assert(sizeof(struct gemmd_msg_layer_close) == 24, "wire size");
-static_assert(sizeof(struct gemmd_msg_info_reply) == 496, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_load) == 80, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_load_reply) == 224, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_unload) == 80, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_unload_reply) == 32, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_pin) == 88, "wire size");
+static_assert(sizeof(struct gemmd_msg_layer_pin_reply) == 24, "wire size");
+static_assert(sizeof(struct gemmd_msg_takeover_reply) == 40, "wire size");
+static_assert(sizeof(struct gemmd_msg_takeover_commit) == 24, "wire size");
+static_assert(sizeof(struct gemmd_msg_info_reply) == 560, "wire size");
 static_assert(sizeof(struct gemmd_msg_list) == 24, "wire size");
-static_assert(sizeof(struct gemmd_msg_layers_reply) == 320, "wire size");
+static_assert(sizeof(struct gemmd_msg_layers_reply) == 328, "wire size");
 static_assert(sizeof(struct gemmd_msg_sessions_reply) == 160, "wire size");
 static_assert(sizeof(struct gemmd_msg_stats_reply) == 24, "wire size");
 static_assert(sizeof(struct gemmd_msg_info_reply) <= GEMMD_MESSAGE_BYTES_MAX, "fits a packet");
@@ -315,6 +409,17 @@ GEMMD_AT(gemmd_msg_layer_create, name, 96);
 GEMMD_AT(gemmd_msg_layer_reply, desc, 24);
 GEMMD_AT(gemmd_msg_layer_reply, content_id, 88);
 GEMMD_AT(gemmd_msg_layer_reply, weight_bytes_new, 104);
+GEMMD_AT(gemmd_msg_layer_load, prefix, 16);
+GEMMD_AT(gemmd_msg_layer_load_reply, weight_bytes_new, 16);
+GEMMD_AT(gemmd_msg_layer_load_reply, layers, 24);
+GEMMD_AT(gemmd_msg_layer_load_reply, reason, 32);
+GEMMD_AT(gemmd_msg_layer_unload, name, 16);
+GEMMD_AT(gemmd_msg_layer_unload_reply, bytes_freed, 16);
+GEMMD_AT(gemmd_msg_layer_pin, pin, 80);
+GEMMD_AT(gemmd_msg_takeover_reply, generation, 16);
+GEMMD_AT(gemmd_msg_takeover_reply, file_id, 24);
+GEMMD_AT(gemmd_msg_takeover_reply, count, 32);
+GEMMD_AT(gemmd_msg_takeover_commit, generation, 16);
 GEMMD_AT(gemmd_msg_info_reply, level, 48);
 GEMMD_AT(gemmd_msg_info_reply, kernel, 64);
 GEMMD_AT(gemmd_msg_info_reply, event_level, 128);
@@ -322,12 +427,15 @@ GEMMD_AT(gemmd_msg_info_reply, uptime_ns, 144);
 GEMMD_AT(gemmd_msg_info_reply, pool_bytes, 160);
 GEMMD_AT(gemmd_msg_info_reply, worker_epoch, 232);
 GEMMD_AT(gemmd_msg_info_reply, lost, 240);
+GEMMD_AT(gemmd_msg_info_reply, layer_bytes, 496);
+GEMMD_AT(gemmd_msg_info_reply, pool_bytes_kept, 552);
 GEMMD_AT(gemmd_msg_layers_reply, weight_bytes, 160);
 GEMMD_AT(gemmd_msg_layers_reply, node, 176);
 GEMMD_AT(gemmd_msg_layers_reply, kernel, 200);
+GEMMD_AT(gemmd_msg_layers_reply, uid, 264);
 GEMMD_AT(gemmd_msg_sessions_reply, jobs, 40);
 GEMMD_AT(gemmd_msg_sessions_reply, layers, 88);
-GEMMD_AT(gemmd_msg_layers_reply, latency, 288);
+GEMMD_AT(gemmd_msg_layers_reply, latency, 296);
 GEMMD_AT(gemmd_msg_sessions_reply, age_ns, 96);
 GEMMD_AT(gemmd_msg_sessions_reply, latency, 104);
 

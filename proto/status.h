@@ -61,6 +61,11 @@
     X(DRAINING, 61, ESHUTDOWN, "worker: it is shutting down")                                      \
     X(INDEX, 62, EINVAL, "index: beyond the list")                                                 \
     X(INTERNAL, 63, EIO, "worker: an internal call failed; its log has the reason")                \
+    X(ADMIN, 70, EPERM, "access: only root and the worker's own user may do this")                 \
+    X(QUOTA, 71, EDQUOT, "worker: this user's share of the weight pool is used up")                \
+    X(LAYER_FILE, 72, EBADMSG, "file: not a valid packed layer file")                              \
+    X(BUSY, 73, EBUSY, "worker: another load or take-over is going on")                            \
+    X(CHANGED, 74, EAGAIN, "worker: its layers changed meanwhile; look again")                     \
     /* protocol violations: the worker ends the session */                                         \
     X(MESSAGE_SHORT, 96, EBADMSG, "message: shorter than its type demands")                        \
     X(MESSAGE_LONG, 97, EBADMSG, "message: longer than its type allows")                           \

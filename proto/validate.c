@@ -22,6 +22,11 @@ static const uint32_t message_bytes[GEMMD_MSG_TYPE_COUNT] = {
     [GEMMD_MSG_SESSIONS] = sizeof(struct gemmd_msg_list),
     [GEMMD_MSG_STATS] = sizeof(struct gemmd_msg_stats),
     [GEMMD_MSG_WAKE_FD] = sizeof(struct gemmd_msg_wake_fd),
+    [GEMMD_MSG_LAYER_LOAD] = sizeof(struct gemmd_msg_layer_load),
+    [GEMMD_MSG_LAYER_UNLOAD] = sizeof(struct gemmd_msg_layer_unload),
+    [GEMMD_MSG_LAYER_PIN] = sizeof(struct gemmd_msg_layer_pin),
+    [GEMMD_MSG_TAKEOVER] = sizeof(struct gemmd_msg_list),
+    [GEMMD_MSG_TAKEOVER_COMMIT] = sizeof(struct gemmd_msg_takeover_commit),
 };
 
 enum gemmd_status gemmd_validate_message(const void *message, size_t bytes)

@@ -1,6 +1,7 @@
 /*
- * gemmctl: shows what a running worker holds and has done.  It opens a control-only session (no
- * rings, no arena) and never starts a worker: asking must not change what is asked about.
+ * gemmctl: shows what a running worker holds and has done, and changes what its operator may
+ * change.  It opens a control-only session (no rings, no arena) and never starts a worker: asking
+ * must not change what is asked about.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -13,30 +14,35 @@
 
 #include "tools/gemmctl.h"
 
-struct gemmctl {
-    const char *socket;
-    bool json;
-    unsigned watch_s; /* 0: once */
-    struct gemmd *session;
-};
-
 struct command {
     const char *name;
-    int (*run)(struct gemmctl *ctl); /* 0 or -errno */
+    int (*run)(struct gemmctl *ctl); /* 0, -errno, or an exit status after saying why */
+    bool takes_argument;             /* else it may not */
 };
 
+/* A load answers when it is done, which takes seconds for gigabytes. */
+#define TIMEOUT_MS 600000
+
 static const char usage_text[] =
-    "usage: gemmctl [--socket PATH] [--json] info|layers|sessions|stats [--watch[=SECONDS]]\n"
+    "usage: gemmctl [--socket PATH] [--json] COMMAND [ARGUMENT]\n"
     "  info      the worker: node, CPUs, kernel, event loop, weight pool by page size\n"
     "  layers    the layers it holds\n"
     "  sessions  its sessions (of all users only for root and the worker's own user)\n"
-    "  stats     counters and latency percentiles since its start; with --watch a line of rates\n"
-    "            each second, or each SECONDS\n"
+    "  stats     counters and latency percentiles since its start; with --watch[=SECONDS] a line\n"
+    "            of rates each second, or each SECONDS\n"
+    "for root and the worker's own user:\n"
+    "  load FILE[:NAME]  loads a packed file or safetensors; its layers are NAME/LAYER\n"
+    "  unload NAME    the layer of that name and those below it\n"
+    "  pin NAME       never evict these; unpin NAME\n"
+    "  upgrade [PROGRAM]  replaces the worker by a new process of PROGRAM (the same program),\n"
+    "                 with the same arguments, layers and socket; clients reconnect\n"
+    "options:\n"
     "  --socket PATH  the worker's socket (default: $GEMMD_SOCKET, else this user's worker,\n"
     "                 else the system's)\n"
     "  --json         exact numbers as JSON\n"
     "  --version, --help\n"
-    "exit status: 0 ok, 64 usage, 69 no worker answers, 70 internal\n";
+    "exit status: 0 ok, 64 usage, 65 not a valid file, 66 no such file or layer,\n"
+    "69 no worker answers, 70 internal, 77 not the operator\n";
 
 const char *gemmctl_type_name(enum gemmd_type type)
 {
@@ -178,10 +184,15 @@ static int run_stats(struct gemmctl *ctl)
 }
 
 static const struct command commands[] = {
-    {"info", run_info},
-    {"layers", run_layers},
-    {"sessions", run_sessions},
-    {"stats", run_stats},
+    {"info", run_info, false},
+    {"layers", run_layers, false},
+    {"sessions", run_sessions, false},
+    {"stats", run_stats, false},
+    {"load", gemmctl_load, true},
+    {"unload", gemmctl_unload, true},
+    {"pin", gemmctl_pin, true},
+    {"unpin", gemmctl_unpin, true},
+    {"upgrade", gemmctl_upgrade, false},
 };
 
 static const struct command *find_command(const char *name)
@@ -209,6 +220,12 @@ static int fail(const struct gemmd *session, int error)
     case -EPROTO:
     case -EPROTONOSUPPORT:
         return EX_UNAVAILABLE;
+    case -EPERM:
+        return EX_NOPERM;
+    case -EBADMSG:
+        return EX_DATAERR;
+    case -ENOENT:
+        return EX_NOINPUT;
     default:
         return EX_SOFTWARE;
     }
@@ -223,12 +240,15 @@ static int run_command(struct gemmctl *ctl, const struct command *command)
     options.socket = ctl->socket;
     options.autostart = 0;
     options.control_only = 1;
+    options.timeout_ms = TIMEOUT_MS;
     error = gemmd_connect(&options, &ctl->session);
     if (error < 0)
         return fail(NULL, error);
     error = command->run(ctl);
     if (error < 0)
         status = fail(ctl->session, error);
+    else if (error > 0)
+        status = error;
     gemmd_close(&ctl->session);
     if (status == EX_OK && (fflush(stdout) != 0 || ferror(stdout))) {
         fprintf(stderr, "gemmctl: cannot write the output: %s\n", strerror(errno));
@@ -275,8 +295,8 @@ int main(int argc, char **argv)
             return EX_USAGE;
         }
     }
-    if (argc - optind != 1) {
-        fprintf(stderr, "gemmctl: exactly one command is needed\n%s", usage_text);
+    if (argc == optind) {
+        fprintf(stderr, "gemmctl: a command is needed\n%s", usage_text);
         return EX_USAGE;
     }
     command = find_command(argv[optind]);
@@ -286,6 +306,13 @@ int main(int argc, char **argv)
     }
     if (ctl.watch_s && command->run != run_stats) {
         fprintf(stderr, "gemmctl: --watch is for stats\n");
+        return EX_USAGE;
+    }
+    ctl.argument = argv[optind + 1];
+    if (argc - optind != 1 + command->takes_argument &&
+        !(command->run == gemmctl_upgrade && argc - optind == 2)) {
+        fprintf(stderr, "gemmctl: %s takes %s argument\n%s", command->name,
+                command->takes_argument ? "one" : "no", usage_text);
         return EX_USAGE;
     }
     return run_command(&ctl, command);

@@ -5,9 +5,29 @@
 #ifndef GEMMCTL_H
 #define GEMMCTL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "client/gemmd.h"
+
+struct gemmctl {
+    const char *socket;
+    const char *argument; /* of the command; NULL: none */
+    bool json;
+    unsigned watch_s; /* of stats; 0: once */
+    struct gemmd *session;
+};
+
+/* 0; -errno that the session explains; or an exit status after saying why. */
+int gemmctl_load(struct gemmctl *ctl);
+int gemmctl_unload(struct gemmctl *ctl);
+int gemmctl_pin(struct gemmctl *ctl);
+int gemmctl_unpin(struct gemmctl *ctl);
+int gemmctl_upgrade(struct gemmctl *ctl);
+/* {"layers": count, "bytes": bytes}. */
+int gemmctl_json_change(int count, uint64_t bytes);
+/* The path of a program beside this one, or `name` for a search in PATH. */
+void gemmctl_beside(const char *name, char *out, size_t out_bytes);
 
 /* "u8"; "none" for a value outside the enumeration. */
 const char *gemmctl_type_name(enum gemmd_type type);

@@ -29,7 +29,8 @@ int gemmctl_json_info(const struct gemmd_info *info)
 {
     return print_json(json_pack(
         "{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:s, s:I, s:I, s:I,"
-        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s}",
+        " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
+        " s:I}",
         "worker_version", info->worker_version, "socket", info->socket, "pid", INT(info->pid),
         "node", INT(info->node), "cpu_count", INT(info->cpu_count), "dispatcher_cpu",
         INT(info->dispatcher_cpu), "level", info->level, "kernel", info->kernel, "event_level",
@@ -39,7 +40,17 @@ int gemmctl_json_info(const struct gemmd_info *info)
         INT(info->pool_bytes_limit), "pool_bytes_1g", INT(info->pool_bytes_1g), "pool_bytes_2m",
         INT(info->pool_bytes_2m), "pool_bytes_thp", INT(info->pool_bytes_thp), "pool_bytes_4k",
         INT(info->pool_bytes_4k), "pool_bytes_on_node", INT(info->pool_bytes_on_node),
-        "arena_bytes", INT(info->arena_bytes), "lost", info->lost));
+        "arena_bytes", INT(info->arena_bytes), "lost", info->lost,
+        "layer_bytes", INT(info->layer_bytes), "layer_bytes_unused", INT(info->layer_bytes_unused),
+        "layer_bytes_pinned", INT(info->layer_bytes_pinned), "layer_evictions",
+        INT(info->layer_evictions), "scrub_bytes", INT(info->scrub_bytes), "scrub_passes",
+        INT(info->scrub_passes), "scrub_faults", INT(info->scrub_faults), "pool_bytes_kept",
+        INT(info->pool_bytes_kept)));
+}
+
+int gemmctl_json_change(int count, uint64_t bytes)
+{
+    return print_json(json_pack("{s:i, s:I}", "layers", count, "bytes", INT(bytes)));
 }
 
 static json_t *layer_json(const struct gemmd_layer_info *layer)
@@ -48,14 +59,17 @@ static json_t *layer_json(const struct gemmd_layer_info *layer)
 
     snprintf(content_id, sizeof(content_id), "%016" PRIx64 "%016" PRIx64, layer->content_id[0],
              layer->content_id[1]);
-    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s,"
-                     " s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "name",
-                     layer->name, "content_id", content_id, "n", INT(layer->n), "k",
-                     INT(layer->k), "a_type", gemmctl_type_name(layer->a_type), "c_type",
+    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s,"
+                     " s:I, s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "name", layer->name,
+                     "content_id", content_id, "n",
+                     INT(layer->n), "k", INT(layer->k), "a_type",
+                     gemmctl_type_name(layer->a_type), "c_type",
                      gemmctl_type_name(layer->c_type), "weight_bytes", INT(layer->weight_bytes),
                      "page_bytes", INT(layer->page_bytes), "node", INT(layer->node), "references",
                      INT(layer->references), "jobs", INT(layer->jobs), "rows", INT(layer->rows),
-                     "kernel", layer->kernel, "exec_ns", INT(layer->exec_ns), "panels",
+                     "kernel", layer->kernel, "bias_type", gemmctl_type_name(layer->bias_type),
+                     "uid", INT(layer->uid), "pinned", layer->pinned, "unloaded",
+                     layer->unloaded, "exec_ns", INT(layer->exec_ns), "panels",
                      INT(layer->panels), "panel_rows", INT(layer->panel_rows), "queue_p50_ns",
                      INT(layer->queue_p50_ns), "queue_p99_ns", INT(layer->queue_p99_ns),
                      "exec_p50_ns", INT(layer->exec_p50_ns), "exec_p99_ns",

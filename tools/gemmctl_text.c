@@ -83,6 +83,8 @@ static void print_pool(const struct gemmd_info *info)
            bytes_text(info->pool_bytes_1g).text, bytes_text(info->pool_bytes_2m).text,
            bytes_text(info->pool_bytes_thp).text, bytes_text(info->pool_bytes_4k).text);
     printf("  on node    %s verified\n", bytes_text(info->pool_bytes_on_node).text);
+    printf("  kept       %s in files that can outlive the worker\n",
+           bytes_text(info->pool_bytes_kept).text);
 }
 
 void gemmctl_text_info(const struct gemmd_info *info)
@@ -96,6 +98,11 @@ void gemmctl_text_info(const struct gemmd_info *info)
     printf("sessions     %" PRIu32 ", arenas %s\n", info->session_count,
            bytes_text(info->arena_bytes).text);
     printf("layers       %" PRIu32 "\n", info->layer_count);
+    printf("  bytes      %s, unused %s, pinned %s; %" PRIu64 " evicted\n",
+           bytes_text(info->layer_bytes).text, bytes_text(info->layer_bytes_unused).text,
+           bytes_text(info->layer_bytes_pinned).text, info->layer_evictions);
+    printf("  scrubbed   %s, %" PRIu64 " times all, %" PRIu64 " found changed\n",
+           bytes_text(info->scrub_bytes).text, info->scrub_passes, info->scrub_faults);
     print_pool(info);
     printf("lost         %s\n", *info->lost ? info->lost : "nothing");
 }
@@ -108,8 +115,9 @@ void gemmctl_text_layers(const struct gemmd_layer_info *layers, size_t count)
         printf("no layers\n");
         return;
     }
-    printf("%-16s %-16s %7s %6s %-7s %10s %9s %4s %4s %12s %12s  %s\n", "ID", "NAME", "N", "K",
-           "TYPES", "WEIGHTS", "PAGE", "NODE", "REFS", "JOBS", "ROWS", "KERNEL");
+    printf("%-16s %-16s %7s %6s %-7s %10s %9s %4s %6s %4s %-6s %12s %12s  %s\n", "ID", "NAME",
+           "N", "K", "TYPES", "WEIGHTS", "PAGE", "NODE", "UID", "REFS", "STATE", "JOBS", "ROWS",
+           "KERNEL");
     for (size_t i = 0; i < count; i++) {
         const struct gemmd_layer_info *layer = &layers[i];
         char types[16];
@@ -117,10 +125,12 @@ void gemmctl_text_layers(const struct gemmd_layer_info *layers, size_t count)
         snprintf(types, sizeof(types), "%s-%s", gemmctl_type_name(layer->a_type),
                  gemmctl_type_name(layer->c_type));
         printf("%016" PRIx64 " %-16s %7" PRIu32 " %6" PRIu32 " %-7s %10s %9s %4" PRId32
-               " %4" PRIu32 " %12" PRIu64 " %12" PRIu64 "  %s\n",
+               " %6" PRIu32 " %4" PRIu32 " %-6s %12" PRIu64 " %12" PRIu64 "  %s\n",
                layer->content_id[0], *layer->name ? layer->name : "-", layer->n, layer->k, types,
                bytes_text(layer->weight_bytes).text, bytes_text(layer->page_bytes).text,
-               layer->node, layer->references, layer->jobs, layer->rows, layer->kernel);
+               layer->node, layer->uid, layer->references,
+               layer->unloaded ? "going" : layer->pinned ? "pinned" : "-", layer->jobs, layer->rows,
+               layer->kernel);
     }
 }
 

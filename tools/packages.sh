@@ -3,11 +3,11 @@
 
 # Reading the lists by `shellcheck` alone shows no use: the sourcing scripts have it.
 # shellcheck disable=SC2034
-packages_build=(gcc meson ninja-build pkg-config libc6-dev liburing-dev libxxhash-dev
+packages_build=(gcc meson ninja-build pkg-config libc6-dev liburing-dev libseccomp-dev libxxhash-dev
                 libjansson-dev)
 # shellcheck disable=SC2034
-packages_test=(g++ clang libclang-rt-14-dev libcmocka-dev libseccomp-dev libdnnl-dev gnuplot-nox
-               strace spin shellcheck scdoc python3)
+packages_test=(g++ clang libclang-rt-14-dev libcmocka-dev libdnnl-dev gnuplot-nox valgrind systemd
+               strace spin shellcheck scdoc python3 qemu-system-x86)
 
 # Prints those of the given packages that are not installed.
 missing_packages()
@@ -41,4 +41,25 @@ install_missing()
     "${run[@]}" apt-get -qq update &&
         DEBIAN_FRONTEND=noninteractive "${run[@]}" apt-get -qq install -y --no-install-recommends \
             "${missing[@]}" >/dev/null
+}
+
+# A kernel for the guest of tests/numa, where that test looks for one.  Extracted, not installed.
+# Nothing is downloaded when one is there.
+fetch_guest_kernel()
+{
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache}/gemmd/kernel package folder
+    compgen -G '/boot/vmlinuz-*cloud-amd64' >/dev/null && return 0
+    compgen -G "$cache/boot/vmlinuz-*" >/dev/null && return 0
+    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        grep -o 'linux-image-[0-9][^ ]*' | head -n 1)
+    [[ -n $package ]] || return 1
+    folder=$(mktemp -d) || return 1
+    echo "fetching: $package"
+    mkdir -p "$cache" &&
+        (cd "$folder" && apt-get -qq download "$package") &&
+        dpkg-deb --fsys-tarfile "$folder/$package"_*.deb |
+        tar -x -C "$cache" --wildcards './boot/vmlinuz-*'
+    local result=$?
+    rm -r "$folder"
+    return "$result"
 }

@@ -77,29 +77,20 @@ __attribute__((format(printf, 3, 4))) static int refuse(const struct report *rep
     return error;
 }
 
-static int map_file(struct safetensors *file, const struct report *report)
+static int map_file(struct safetensors *file, int fd, const struct report *report)
 {
     struct stat status;
     void *map;
     int error;
-    int fd = open(report->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
-    if (fd < 0) {
-        error = -errno;
-        return refuse(report, error, "open: %s", strerror(-error));
-    }
     if (fstat(fd, &status) != 0) {
         error = -errno;
-        close(fd);
         return refuse(report, error, "fstat: %s", strerror(-error));
     }
-    if (!S_ISREG(status.st_mode) || status.st_size < LENGTH_BYTES) {
-        close(fd);
+    if (!S_ISREG(status.st_mode) || status.st_size < LENGTH_BYTES)
         return refuse(report, -EBADMSG, "not a regular file of at least %d bytes", LENGTH_BYTES);
-    }
     map = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     error = -errno;
-    close(fd);
     if (map == MAP_FAILED)
         return refuse(report, error, "mmap: %s", strerror(-error));
     file->map = map;
@@ -314,6 +305,21 @@ static int check_cover(struct safetensors *file, struct report *report)
 
 int safetensors_open(const char *path, struct safetensors **out, char *error, size_t error_bytes)
 {
+    const struct report report = {.text = error, .bytes = error_bytes, .path = path};
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int result = -errno;
+
+    *out = NULL;
+    if (fd < 0)
+        return refuse(&report, result, "open: %s", strerror(-result));
+    result = safetensors_open_fd(fd, path, out, error, error_bytes);
+    close(fd); /* the mapping keeps the file */
+    return result;
+}
+
+int safetensors_open_fd(int fd, const char *path, struct safetensors **out, char *error,
+                        size_t error_bytes)
+{
     struct report report = {.text = error, .bytes = error_bytes, .path = path};
     struct safetensors *file = calloc(1, sizeof(*file));
     int result;
@@ -321,7 +327,7 @@ int safetensors_open(const char *path, struct safetensors **out, char *error, si
     *out = NULL;
     if (!file)
         return refuse(&report, -ENOMEM, "no memory");
-    result = map_file(file, &report);
+    result = map_file(file, fd, &report);
     if (result == 0)
         result = parse_header(file, &report);
     if (result == 0)

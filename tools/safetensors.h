@@ -62,6 +62,10 @@ struct safetensors;
  *   0, -EBADMSG (not a valid file), -ENOMEM, -errno of open, fstat or mmap */
 int safetensors_open(const char *path, struct safetensors **out, char *error, size_t error_bytes);
 
+/* The same with a file that is open already and stays the caller's; `path` is for messages. */
+int safetensors_open_fd(int fd, const char *path, struct safetensors **out, char *error,
+                        size_t error_bytes);
+
 /* Accepts NULL and a pointer to NULL; *file_p becomes NULL.  Tensors and metadata are gone with it.
  */
 void safetensors_close(struct safetensors **file_p);

@@ -13,17 +13,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/file.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "proto/validate.h"
 #include "worker/clock.h"
+#include "worker/listener.h"
 #include "worker/log.h"
+#include "worker/packet.h"
+#include "worker/requests.h"
 
 /* epoll tokens: a session's slot, or one of these. */
 enum { TOKEN_LISTEN = 1 << 20, TOKEN_SIGNAL, TOKEN_VIOLATION };
@@ -33,40 +33,20 @@ enum { TOKEN_LISTEN = 1 << 20, TOKEN_SIGNAL, TOKEN_VIOLATION };
 /* How often half-open connections and the idle limit are looked at. */
 #define HOUSEKEEPING_MS 1000
 #define EVENTS_MAX 64
+/* A successor has this long from its first question to the socket; other clients' messages wait for
+ * it, and are looked at that often. */
+#define SUCCESSOR_NS UINT64_C(5000000000)
+#define HOLD_US      500
 
-/* ---- packets --------------------------------------------------------------------------------- */
-
-static bool send_packet(int fd, const void *bytes, size_t count, const int *fds, uint32_t fd_count)
-{
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int) * GEMMD_HELLO_FD_COUNT)];
-    } ancillary = {0};
-    struct iovec iov = {(void *)bytes, count};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-
-    if (fd_count) {
-        struct cmsghdr *cmsg = &ancillary.header;
-
-        message.msg_control = ancillary.space;
-        message.msg_controllen = CMSG_SPACE(sizeof(int) * fd_count);
-        cmsg->cmsg_level = SOL_SOCKET;
-        cmsg->cmsg_type = SCM_RIGHTS;
-        cmsg->cmsg_len = CMSG_LEN(sizeof(int) * fd_count);
-        memcpy(CMSG_DATA(cmsg), fds, sizeof(int) * fd_count);
-    }
-    return sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)count;
-}
+/* ---- sessions -------------------------------------------------------------------------------- */
 
 static bool send_error(int fd, uint32_t request_type, uint32_t serial, enum gemmd_status status)
 {
     struct gemmd_msg_error_reply reply = {
         .header = {request_type | GEMMD_REPLY, sizeof(reply), serial, status}};
 
-    return send_packet(fd, &reply, sizeof(reply), NULL, 0);
+    return packet_send(fd, &reply, sizeof(reply), NULL, 0);
 }
-
-/* ---- sessions -------------------------------------------------------------------------------- */
 
 static void end_session(struct control *control, struct session *session)
 {
@@ -78,6 +58,8 @@ static void end_session(struct control *control, struct session *session)
         gemmd_counter_add(&control->config.stats->sessions_closed, 1);
     log_info(LOG_TOPIC_SESSION, "session %u of pid %d ended", session->id, (int)session->pid);
     control_release_session(control, session);
+    if (control->successor == session)
+        control->successor = NULL;
     control->arena_bytes -= session->arena.bytes;
     control->sessions[session->slot] = NULL;
     control->session_count--;
@@ -189,18 +171,34 @@ static void accept_connection(struct control *control)
     control->session_count++;
 }
 
+static void drop_descriptor(struct control *control)
+{
+    if (control->received_fd >= 0)
+        close(control->received_fd);
+    control->received_fd = -1;
+}
+
+static void send_answer(struct control *control, struct session *session,
+                        const struct control_answer *answer)
+{
+    if (!packet_send(session->fd, &answer->reply, answer->bytes, answer->fds, answer->fd_count)) {
+        control->handed_over = false; /* if it was to be: nobody took it */
+        end_session(control, session); /* gone, or it does not read its replies */
+    } else if (gemmd_status_is_violation(answer->reply.header.status)) {
+        end_violator(control, session, (enum gemmd_status)answer->reply.header.status);
+    }
+}
+
 /* One packet of one client. */
 static void receive(struct control *control, struct session *session)
 {
     /* Aligned for any message; one byte more than a message may have, so that longer ones show. */
     uint64_t buffer[GEMMD_MESSAGE_BYTES_MAX / sizeof(uint64_t) + 1];
-    struct iovec iov = {buffer, sizeof(buffer)};
-    /* No room for ancillary data: the kernel drops whatever descriptors come along. */
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
     const struct gemmd_msg_header *header = (const struct gemmd_msg_header *)buffer;
     struct control_answer answer;
-    enum gemmd_status status;
-    ssize_t bytes = recvmsg(session->fd, &message, MSG_DONTWAIT);
+    enum gemmd_status status = GEMMD_STATUS_OK;
+    ssize_t bytes = packet_receive(session->fd, buffer, sizeof(buffer),
+                                   session_is_operator(session), &control->received_fd, &status);
 
     if (bytes < 0 && (errno == EAGAIN || errno == EINTR))
         return;
@@ -208,26 +206,23 @@ static void receive(struct control *control, struct session *session)
         end_session(control, session);
         return;
     }
-    status = gemmd_validate_message(buffer, (size_t)bytes);
-    if (message.msg_flags & MSG_CTRUNC)
-        status = GEMMD_STATUS_MESSAGE_FDS;
     if (status != GEMMD_STATUS_OK) {
         bool whole = bytes >= (ssize_t)sizeof(*header);
 
+        drop_descriptor(control);
         send_error(session->fd, whole ? header->type : 0, whole ? header->serial : 0, status);
         end_violator(control, session, status);
         return;
     }
     status = control_request(control, session, buffer, &answer);
+    drop_descriptor(control);
+    /* Before the reply: what a client was promised survives our death. */
+    handover_write(control->config.handover, control->config.layers, control->config.pool);
     if (control->config.debug)
         fprintf(stderr, "gemmd: session %u: message %u serial %u: %s\n", session->id, header->type,
                 header->serial, gemmd_status_name_of(status));
-    if (!send_packet(session->fd, &answer.reply, answer.bytes, answer.fds, answer.fd_count)) {
-        end_session(control, session); /* gone, or it does not read its replies */
-        return;
-    }
-    if (gemmd_status_is_violation(status))
-        end_violator(control, session, status);
+    if (!answer.later)
+        send_answer(control, session, &answer);
 }
 
 /* The dispatcher found violations on rings. */
@@ -251,6 +246,8 @@ static void end_ring_violators(struct control *control)
 
 static void end_half_open(struct control *control, uint64_t now_ns)
 {
+    if (control->successor && now_ns - control->successor_since_ns > SUCCESSOR_NS)
+        end_session(control, control->successor);
     for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++) {
         struct session *session = control->sessions[slot];
 
@@ -308,12 +305,63 @@ static bool handle_event(struct control *control, const struct epoll_event *even
         if (!session)
             return true;
         /* EPOLLIN first: a client may say something and leave. */
-        if (event->events & EPOLLIN)
+        if ((event->events & EPOLLIN) && control->successor && control->successor != session)
+            usleep(HOLD_US); /* it stays readable */
+        else if (event->events & EPOLLIN)
             receive(control, session);
         else if (event->events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP))
             end_session(control, session);
         return true;
     }
+}
+
+/* What is done when nobody waits for it. */
+static void work_on(struct control *control, bool idle)
+{
+    struct control_answer answer;
+    struct session *session = control->loading ? requests_load_on(control, &answer) : NULL;
+    struct layer *changed = NULL;
+
+    if (idle && !control->successor)
+        changed = layers_scrub(control->config.layers, CONTROL_SCRUB_SLICE_BYTES);
+    if (changed) {
+        log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
+                  "withdrawn, its jobs fail; load it again and test the memory",
+                  changed->desc.n, changed->desc.k);
+        requests_withdraw(control, changed);
+    }
+    handover_write(control->config.handover, control->config.layers, control->config.pool);
+    if (session)
+        send_answer(control, session, &answer);
+}
+
+/* The service manager hears of us as often as it wants, half as often at least. */
+static void feed_watchdog(struct control *control, uint64_t now_ns)
+{
+    uint64_t interval_ns = notify_watchdog_ns(control->config.notify) / 2;
+
+    if (interval_ns == 0 || now_ns - control->watchdog_said_ns < interval_ns)
+        return;
+    control->watchdog_said_ns = now_ns;
+    notify_say(control->config.notify, "WATCHDOG=1");
+}
+
+/* How long the thread may sleep. */
+static int sleep_ms(const struct control *control)
+{
+    uint64_t watchdog_ms = notify_watchdog_ns(control->config.notify) / 4000000;
+
+    if (control->loading)
+        return 0;
+    if (control->config.trace)
+        return TRACE_DRAIN_MS;
+    return watchdog_ms && watchdog_ms < HOUSEKEEPING_MS ? (int)watchdog_ms : HOUSEKEEPING_MS;
+}
+
+static void remove_socket(const struct control *control)
+{
+    if (!control->handed_over && !control->config.socket_stays)
+        unlink(control->config.socket);
 }
 
 int control_run(struct control *control)
@@ -324,16 +372,18 @@ int control_run(struct control *control)
 
     control->idle_since_ns = clock_now_ns();
     while (run) {
-        int count = epoll_wait(control->epoll_fd, events, EVENTS_MAX,
-                               control->config.trace ? TRACE_DRAIN_MS : HOUSEKEEPING_MS);
+        int count = epoll_wait(control->epoll_fd, events, EVENTS_MAX, sleep_ms(control));
         uint64_t now_ns;
 
         gemmd_counter_add(&control->rounds, 1);
         if (count < 0 && errno != EINTR)
             return -errno;
         for (int i = 0; i < count && run; i++)
-            run = handle_event(control, &events[i]);
+            run = handle_event(control, &events[i]) && !control->handed_over;
+        if (run)
+            work_on(control, count == 0 && !control->loading);
         now_ns = clock_now_ns(); /* after the events: no connection is younger than now */
+        feed_watchdog(control, now_ns);
         keep_house(control, now_ns);
         if (control->config.idle_exit_ns && control->session_count == 0 &&
             now_ns > control->idle_since_ns &&
@@ -343,7 +393,8 @@ int control_run(struct control *control)
         }
     }
     /* New clients find no socket; what is submitted completes. */
-    unlink(control->config.socket);
+    notify_say(control->config.notify, "STOPPING=1");
+    remove_socket(control);
     mailbox_call(control->config.mailbox, &drain);
     return 0;
 }
@@ -353,47 +404,6 @@ static int watch(struct control *control, int fd, uint64_t token)
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = token};
 
     return epoll_ctl(control->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
-}
-
-/* The lock tells a dead worker's socket from a live one's without a race between two starters. */
-static int lock_socket(struct control *control)
-{
-    char path[sizeof(((struct sockaddr_un *)NULL)->sun_path) + 8];
-
-    snprintf(path, sizeof(path), "%s.lock", control->config.socket);
-    control->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (control->lock_fd < 0)
-        return -errno;
-    if (flock(control->lock_fd, LOCK_EX | LOCK_NB) < 0)
-        return errno == EWOULDBLOCK ? -EADDRINUSE : -errno;
-    return 0;
-}
-
-static int open_socket(struct control *control)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    mode_t mask;
-    int error;
-
-    if (strlen(control->config.socket) >= sizeof(address.sun_path))
-        return -ENAMETOOLONG;
-    error = lock_socket(control);
-    if (error < 0)
-        return error;
-    strncpy(address.sun_path, control->config.socket, sizeof(address.sun_path) - 1);
-    control->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (control->listen_fd < 0)
-        return -errno;
-    unlink(control->config.socket); /* a dead worker's: we hold the lock */
-    mask = umask(0177);
-    error = bind(control->listen_fd, (struct sockaddr *)&address, sizeof(address)) < 0 ? -errno : 0;
-    umask(mask);
-    if (error < 0)
-        return error;
-    if (peers_open_socket(control->config.peers, control->config.socket) < 0)
-        log_warn(LOG_TOPIC_CONTROL, "%s: cannot be given to the admitted group: only this user "
-                 "and root may connect", control->config.socket);
-    return listen(control->listen_fd, SOMAXCONN) < 0 ? -errno : 0;
 }
 
 static int open_descriptors(struct control *control)
@@ -408,7 +418,8 @@ static int open_descriptors(struct control *control)
     control->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (control->signal_fd < 0 || control->epoll_fd < 0)
         return -errno;
-    error = open_socket(control);
+    error = listener_open(control->config.socket, control->config.peers, &control->listen_fd,
+                          &control->lock_fd);
     if (error == 0) {
         control->spare_fd = fcntl(control->lock_fd, F_DUPFD_CLOEXEC, 0);
         error = control->spare_fd < 0 ? -errno : 0;
@@ -431,7 +442,9 @@ int control_open(struct control **out, const struct control_config *config)
     if (!control)
         return -ENOMEM;
     control->config = *config;
-    control->listen_fd = control->signal_fd = control->epoll_fd = control->lock_fd = -1;
+    control->listen_fd = config->listen_fd;
+    control->lock_fd = config->lock_fd;
+    control->signal_fd = control->epoll_fd = control->received_fd = -1;
     control->spare_fd = -1;
     control->next_session_id = 1;
     control->started_ns = clock_now_ns();
@@ -462,7 +475,7 @@ void control_close(struct control **control_p)
         if (control->sessions[slot])
             end_session(control, control->sessions[slot]);
     if (control->listen_fd >= 0)
-        unlink(control->config.socket);
+        remove_socket(control);
     close_fd(control->listen_fd);
     close_fd(control->signal_fd);
     close_fd(control->epoll_fd);

@@ -3,7 +3,8 @@
  * and the life of sessions.  It may block and allocate; it never touches a ring.
  *
  *   control.c    connections: accept, credentials, packets in and out, sessions' end, drain
- *   requests.c   what each message does
+ *   requests.c   what each message does (layers in requests_layers.c, operators in
+ *                requests_operator.c)
  */
 #ifndef GEMMD_WORKER_CONTROL_H
 #define GEMMD_WORKER_CONTROL_H
@@ -15,8 +16,11 @@
 #include "proto/control.h"
 #include "proto/stats.h"
 #include "worker/dispatcher.h"
+#include "worker/handover.h"
 #include "worker/layers.h"
+#include "worker/loading.h"
 #include "worker/mailbox.h"
+#include "worker/notify.h"
 #include "worker/peers.h"
 #include "worker/pool.h"
 #include "worker/session.h"
@@ -35,6 +39,10 @@ struct control_config {
     const struct gemm_kernel *kernel;
     struct pool *pool;
     struct layers *layers;
+    struct handover *handover;
+    const struct notify *notify;
+    int listen_fd, lock_fd; /* from a service manager or an earlier worker; -1: to be opened */
+    bool socket_stays;      /* the manager's: not to be removed at the end */
     struct mailbox *mailbox;
     struct dispatcher *dispatcher;
     struct gemmd_stats_page *stats;
@@ -57,7 +65,24 @@ struct control {
     uint64_t started_ns, idle_since_ns, repinned_ns;
     uint64_t arena_bytes;   /* of all sessions */
     uint64_t staging_bytes; /* of all open uploads */
+    int received_fd;        /* came with the packet that is being handled; -1: none */
+    /* The operator's load that is going on, one at a time; NULL: none. */
+    struct loading *loading;
+    struct session *loading_session;
+    uint32_t loading_serial;
+    struct loading_result loading_result;
+    /* The session that is taking over: others' messages wait, so that the layers it has seen stay
+     * what they are.  NULL: none. */
+    struct session *successor;
+    uint64_t successor_since_ns;
+    bool handed_over; /* the socket is another worker's now */
+    uint64_t watchdog_said_ns;
 };
+
+/* Between two looks at the clients, while a file is being loaded: below a millisecond or two. */
+#define CONTROL_LOAD_SLICE_BYTES  (UINT64_C(4) << 20)
+/* Compared with its checksum after each second without a message: 0.04 % of a CPU. */
+#define CONTROL_SCRUB_SLICE_BYTES (UINT64_C(4) << 20)
 
 /* Opens the socket and blocks SIGTERM and SIGINT in the calling thread (before it starts others).
  * 0; -EADDRINUSE when a live worker holds the socket; -errno. */
@@ -81,6 +106,11 @@ union control_reply {
     struct gemmd_msg_layers_reply layers;
     struct gemmd_msg_sessions_reply sessions;
     struct gemmd_msg_stats_reply stats;
+    struct gemmd_msg_layer_load_reply layer_load;
+    struct gemmd_msg_layer_unload_reply layer_unload;
+    struct gemmd_msg_layer_pin_reply layer_pin;
+    struct gemmd_msg_takeover_reply takeover;
+    struct gemmd_msg_takeover_commit_reply takeover_commit;
 };
 
 struct control_answer {
@@ -88,6 +118,8 @@ struct control_answer {
     uint32_t bytes; /* of the reply */
     int fds[GEMMD_HELLO_FD_COUNT];
     uint32_t fd_count; /* descriptors to pass on; they stay the worker's */
+    bool later;        /* no reply now */
+    bool keep_reply;   /* its body explains the failure */
 };
 
 /* `request` has passed gemmd_validate_message.  Fills *answer whatever the outcome; the status is

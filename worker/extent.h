@@ -8,8 +8,8 @@
 enum extent_rung {
     EXTENT_1G,
     EXTENT_2M,
-    EXTENT_THP, /* private memory with MADV_HUGEPAGE */
-    EXTENT_4K,  /* private memory with MADV_NOHUGEPAGE */
+    EXTENT_THP, /* MADV_HUGEPAGE: a memfd if it gets such pages, else private memory */
+    EXTENT_4K,  /* a memfd with MADV_NOHUGEPAGE */
     EXTENT_RUNG_COUNT
 };
 
@@ -23,6 +23,8 @@ struct extent_block {
 
 struct extent {
     struct extent *next;
+    uint64_t id;        /* never reused in a pool */
+    int fd;             /* the memory's file, which can outlive the worker; -1: private memory */
     char *memory;
     uint64_t bytes, bytes_used;
     void *reservation; /* the mapping around it: inaccessible pages on both sides */
@@ -42,9 +44,14 @@ uint64_t extent_rung_bytes(enum extent_rung rung);
 /* Maps, binds and populates.  0 or -errno; *out is NULL then. */
 int extent_map(struct extent **out, enum extent_rung rung, uint64_t bytes, int node);
 void extent_unmap(struct extent **extent);
+/* Maps a file that another worker left (taken on success), populated and read-only.  0; -EBADMSG:
+ * its size or its pages are not these; -errno. */
+int extent_adopt(struct extent **out, enum extent_rung rung, uint64_t bytes, int fd);
 
 /* First fit; NULL with *error_p = 0 (no range is long enough) or -errno.  Zeroed, read-only. */
 void *extent_alloc(struct extent *extent, uint64_t bytes, int *error_p);
+/* Takes a free range where it is; NULL: not free, not inside, no memory.  Keeps its bytes. */
+void *extent_claim(struct extent *extent, uint64_t offset, uint64_t bytes);
 /* False: no such allocation here. */
 bool extent_free(struct extent *extent, const void *memory);
 bool extent_owns(const struct extent *extent, const void *memory);

@@ -18,6 +18,7 @@
 #define MFD_NOEXEC_SEAL 0x0008U
 #endif
 #ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_READ  22
 #define MADV_POPULATE_WRITE 23
 #endif
 
@@ -49,21 +50,37 @@ static void touch(char *memory, uint64_t bytes)
         *(volatile char *)(memory + offset) = 0;
 }
 
-int memory_populate(void *memory, uint64_t bytes, int fd)
+static int populate(void *memory, uint64_t bytes, int advice)
 {
     int result;
 
     do
-        result = madvise(memory, bytes, MADV_POPULATE_WRITE);
+        result = madvise(memory, bytes, advice);
     while (result < 0 && (errno == EINTR || errno == EAGAIN));
     if (result == 0)
         return 0;
-    if (errno == EFAULT)
-        return -ENOMEM;
-    if (errno != EINVAL)
-        return -errno;
+    return errno == EFAULT ? -ENOMEM : -errno;
+}
+
+int memory_populate(void *memory, uint64_t bytes, int fd)
+{
+    int error = populate(memory, bytes, MADV_POPULATE_WRITE);
+
+    if (error != -EINVAL)
+        return error;
     if (fd >= 0 && fallocate(fd, 0, 0, (off_t)bytes) < 0)
         return errno == ENOSPC ? -ENOMEM : -errno;
     touch(memory, bytes);
+    return 0;
+}
+
+int memory_populate_existing(void *memory, uint64_t bytes)
+{
+    int error = populate(memory, bytes, MADV_POPULATE_READ);
+
+    if (error != -EINVAL)
+        return error;
+    for (uint64_t offset = 0; offset < bytes; offset += MEMORY_PAGE_BYTES)
+        (void)*(const volatile char *)((const char *)memory + offset);
     return 0;
 }

@@ -16,4 +16,7 @@ int memory_create_file(const char *name, uint64_t bytes, uint64_t page_bytes);
  * 0 or -errno: -ENOMEM where a touch would have raised SIGBUS. */
 int memory_populate(void *memory, uint64_t bytes, int fd);
 
+/* Maps the pages a shared file has; a hole is filled with zeros.  0 or -errno as above. */
+int memory_populate_existing(void *memory, uint64_t bytes);
+
 #endif

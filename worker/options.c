@@ -45,6 +45,11 @@ enum option_id {
     OPTION_READY_FD,
     OPTION_RING_START,
     OPTION_NO_COALESCING,
+    OPTION_MODEL,
+    OPTION_PACK_PROGRAM,
+    OPTION_UID_LAYER_BYTES,
+    OPTION_UNUSED_LAYER_BYTES,
+    OPTION_TAKE_OVER,
     OPTION_ALLOW_UID,
     OPTION_ALLOW_GID,
     OPTION_UID_SESSIONS,
@@ -68,6 +73,11 @@ static const struct option long_options[] = {
     {"ready-fd", required_argument, NULL, OPTION_READY_FD},
     {"ring-start", required_argument, NULL, OPTION_RING_START},
     {"no-coalescing", no_argument, NULL, OPTION_NO_COALESCING},
+    {"model", required_argument, NULL, OPTION_MODEL},
+    {"pack-program", required_argument, NULL, OPTION_PACK_PROGRAM},
+    {"uid-layer-bytes", required_argument, NULL, OPTION_UID_LAYER_BYTES},
+    {"unused-layer-bytes", required_argument, NULL, OPTION_UNUSED_LAYER_BYTES},
+    {"take-over", no_argument, NULL, OPTION_TAKE_OVER},
     {"allow-uid", required_argument, NULL, OPTION_ALLOW_UID},
     {"allow-gid", required_argument, NULL, OPTION_ALLOW_GID},
     {"uid-sessions", required_argument, NULL, OPTION_UID_SESSIONS},
@@ -97,6 +107,11 @@ static const char help_text[] =
     "  --ready-fd FD        write \"READY\" there once the socket listens\n"
     "  --ring-start N       first index of new rings (0; for tests)\n"
     "  --no-coalescing      each job alone (to measure what sharing brings)\n"
+    "  --model FILE[:NAME]  load this packed file or safetensors; its layers are NAME/LAYER\n"
+    "  --pack-program PATH  what packs safetensors (gemmd-pack beside this program)\n"
+    "  --uid-layer-bytes SIZE     limit of the layers one user makes (none)\n"
+    "  --unused-layer-bytes SIZE  limit of the layers nobody has open (that of the pool)\n"
+    "  --take-over          replace the worker that serves the socket, and keep its layers\n"
     "  --allow-uid LIST     users that may connect beside this one and root (none)\n"
     "  --allow-gid LIST     groups whose members may connect (gemmd, if it exists; \"\": none)\n"
     "  --uid-sessions N     sessions one user may have (1000)\n"
@@ -280,12 +295,43 @@ static int set_ready_fd(struct options *out, const char *text)
     return 0;
 }
 
+/* What is about layers.  0, an exit code, or -1: not one of these. */
+static int apply_layers(struct options *out, int id, const char *text)
+{
+    switch (id) {
+    case OPTION_MODEL:
+        if (out->model_count == OPTIONS_MODELS_MAX)
+            return complain(EX_USAGE, "--model %s: more than %d models", text, OPTIONS_MODELS_MAX);
+        out->models[out->model_count++] = text;
+        return 0;
+    case OPTION_PACK_PROGRAM:
+        out->pack_program = text;
+        return 0;
+    case OPTION_UID_LAYER_BYTES:
+        if (parse_bytes(text, &out->uid_layer_bytes))
+            return 0;
+        return complain(EX_USAGE, "--uid-layer-bytes %s: give 1M to 65536G, like 512M or 2G", text);
+    case OPTION_UNUSED_LAYER_BYTES:
+        if (parse_bytes(text, &out->unused_layer_bytes))
+            return 0;
+        return complain(EX_USAGE, "--unused-layer-bytes %s: give 1M to 65536G, like 512M or 2G",
+                        text);
+    case OPTION_TAKE_OVER:
+        out->take_over = true;
+        return 0;
+    default:
+        return -1;
+    }
+}
+
 /* 0, or an exit code. */
 static int apply(struct options *out, int id, const char *text)
 {
     uint64_t value;
     int code = apply_policy(out, id, text);
 
+    if (code < 0)
+        code = apply_layers(out, id, text);
     if (code >= 0)
         return code;
     switch (id) {

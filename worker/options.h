@@ -14,6 +14,8 @@
 /* sockaddr_un.sun_path. */
 #define OPTIONS_SOCKET_BYTES 108
 
+#define OPTIONS_MODELS_MAX 64
+
 struct options {
     int node;                          /* -1: auto */
     bool cpus_set;                     /* else: all allowed CPUs of the node */
@@ -26,6 +28,12 @@ struct options {
     uint32_t idle_exit_s;              /* 0: never */
     int ready_fd;                      /* -1: none; else open for writing, and close-on-exec */
     uint32_t ring_start;
+    const char *models[OPTIONS_MODELS_MAX]; /* --model, as given */
+    uint32_t model_count;
+    const char *pack_program;          /* NULL: gemmd-pack beside this program */
+    uint64_t uid_layer_bytes;          /* of the layers one user made; 0: no limit */
+    uint64_t unused_layer_bytes;       /* of the layers nobody has open; 0: the pool's limit */
+    bool take_over;                    /* from the worker that serves the socket */
     bool groups_set;                   /* else: the group gemmd is in peers */
     struct peers peers;                /* admitted beside the own user and root */
     uint32_t uid_sessions;             /* of one user */

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "worker/extent.h"
+#include "worker/hugepages.h"
 #include "worker/log.h"
 #include "worker/memory.h"
 
@@ -21,6 +22,8 @@ struct pool {
     struct pool_config config;
     struct extent *extents, **last_p; /* in order of age */
     uint64_t bytes;
+    uint64_t next_id;
+    int sysfs_node; /* whose number of huge pages counts; -1: the machine's */
     /* The parts of pool_report.lost: what became of hugetlb, of transparent pages, of the node. */
     char no_hugetlb[LINE_BYTES], no_thp[LINE_BYTES], no_node[LINE_BYTES];
     char lost[3 * LINE_BYTES];
@@ -48,31 +51,13 @@ static void set_line(struct pool *pool, char *line, const char *format, ...)
 
 /* ---- what the machine has -------------------------------------------------------------------- */
 
-/* A number of /sys/kernel/mm/hugepages; -1: this kernel or CPU has no such pages. */
-static long long read_hugepages(uint64_t page_bytes, const char *name)
-{
-    char path[128];
-    long long value = -1;
-    FILE *file;
-
-    snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%llukB/%s",
-             (unsigned long long)(page_bytes / 1024), name);
-    file = fopen(path, "re");
-    if (!file)
-        return -1;
-    if (fscanf(file, "%lld", &value) != 1)
-        value = -1;
-    fclose(file);
-    return value;
-}
-
 /* Says why `bytes` on hugetlb pages of that size were not had, and what mends it. */
 static void explain_hugetlb(struct pool *pool, enum extent_rung rung, uint64_t bytes)
 {
     uint64_t page_bytes = extent_rung_bytes(rung);
     const char *page_name = rung == EXTENT_1G ? "1 GiB" : "2 MiB";
-    long long total = read_hugepages(page_bytes, "nr_hugepages");
-    long long available = read_hugepages(page_bytes, "free_hugepages");
+    long long total = hugepages_read(pool->sysfs_node, page_bytes, "nr_hugepages");
+    long long available = hugepages_read(pool->sysfs_node, page_bytes, "free_hugepages");
     long long needed = total - available + (long long)((bytes + page_bytes - 1) / page_bytes);
 
     if (total < 0)
@@ -81,9 +66,16 @@ static void explain_hugetlb(struct pool *pool, enum extent_rung rung, uint64_t b
     else if (rung == EXTENT_1G)
         set_line(pool, pool->no_hugetlb, "no 1 GiB huge pages (%lld free of %lld): boot with "
                  "hugepagesz=1G hugepages=%lld", available, total, needed);
-    else
+    else if (pool->sysfs_node >= 0) {
+        char path[HUGEPAGES_PATH_BYTES];
+
+        hugepages_path(pool->sysfs_node, page_bytes, "nr_hugepages", path);
+        set_line(pool, pool->no_hugetlb, "no 2 MiB huge pages (%lld free of %lld): "
+                 "echo %lld > %s", available, total, needed, path);
+    } else {
         set_line(pool, pool->no_hugetlb, "no 2 MiB huge pages (%lld free of %lld): "
                  "sysctl vm.nr_hugepages=%lld", available, total, needed);
+    }
 }
 
 static enum extent_rung first_rung(const struct pool *pool, uint64_t bytes)
@@ -109,22 +101,10 @@ static void assess(struct pool *pool)
     enum extent_rung rung = first_rung(pool, POOL_UNIT_BYTES);
     uint64_t page_bytes = extent_rung_bytes(rung);
 
-    if (rung <= EXTENT_2M && read_hugepages(page_bytes, "free_hugepages") <= 0 &&
-        read_hugepages(page_bytes, "nr_overcommit_hugepages") <= 0)
+    if (rung <= EXTENT_2M &&
+        hugepages_read(pool->sysfs_node, page_bytes, "free_hugepages") <= 0 &&
+        hugepages_read(-1, page_bytes, "nr_overcommit_hugepages") <= 0)
         explain_hugetlb(pool, rung, pool->config.limit_bytes);
-}
-
-static bool thp_disabled(void)
-{
-    char text[64] = "";
-    FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "re");
-
-    if (!file)
-        return true;
-    if (!fgets(text, sizeof(text), file))
-        text[0] = '\0';
-    fclose(file);
-    return strstr(text, "[never]") != NULL;
 }
 
 /* ---- the ladder ------------------------------------------------------------------------------ */
@@ -165,11 +145,26 @@ static void note_obtained(struct pool *pool, const struct extent *extent, enum e
         set_line(pool, pool->no_thp, "transparent huge pages for %llu of %llu MiB: %s",
                  (unsigned long long)(extent->bytes_thp >> 20),
                  (unsigned long long)(extent->bytes >> 20),
-                 thp_disabled() ? "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
-                                : "sysctl vm.compact_memory=1, then restart");
+                 hugepages_thp_disabled()
+                     ? "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+                     : "sysctl vm.compact_memory=1, then restart");
     if (extent->bind_error)
         set_line(pool, pool->no_node, "weights not bound to node %d (mbind: %s)",
                  pool->config.node, strerror(-extent->bind_error));
+}
+
+static void tell(const struct pool *pool, const struct extent *extent, int fd)
+{
+    if (pool->config.on_extent && extent->fd >= 0)
+        pool->config.on_extent(pool->config.context, extent->id, fd);
+}
+
+static void append(struct pool *pool, struct extent *extent)
+{
+    pool->bytes += extent->bytes;
+    *pool->last_p = extent;
+    pool->last_p = &extent->next;
+    tell(pool, extent, extent->fd);
 }
 
 /* A new extent with room for `bytes`: the first rung of the ladder that holds. */
@@ -192,9 +187,8 @@ static int grow(struct pool *pool, uint64_t bytes)
         log_warn(LOG_TOPIC_POOL, "weights on lesser pages: %s", pool->lost);
         pool->warned = true;
     }
-    pool->bytes += extent->bytes;
-    *pool->last_p = extent;
-    pool->last_p = &extent->next;
+    extent->id = ++pool->next_id;
+    append(pool, extent);
     return 0;
 }
 
@@ -209,6 +203,7 @@ static void drop(struct pool *pool, struct extent *extent)
     if (!extent->next)
         pool->last_p = link;
     pool->bytes -= extent->bytes;
+    tell(pool, extent, -1);
     extent_unmap(&extent);
 }
 
@@ -256,6 +251,7 @@ int pool_open(struct pool **out, const struct pool_config *config)
         return -ENOMEM;
     pool->config = *config;
     pool->last_p = &pool->extents;
+    pool->sysfs_node = hugepages_are_by_node() ? config->node : -1;
     assess(pool);
     error = config->require_hugepages ? check_required(pool) : 0;
     if (error < 0)
@@ -270,6 +266,7 @@ void pool_close(struct pool **pool_p)
 
     if (!pool)
         return;
+    pool->config.on_extent = NULL; /* whoever keeps the files goes on keeping them */
     while (pool->extents)
         drop(pool, pool->extents);
     free(pool);
@@ -378,6 +375,7 @@ void pool_report(const struct pool *pool, struct pool_report *out)
         uint64_t thp = extent_read_thp(extent);
 
         out->bytes_used += extent->bytes_used;
+        out->bytes_kept += extent->fd >= 0 ? extent->bytes : 0;
         out->bytes_on_node += on_node(pool, extent);
         if (extent->rung == EXTENT_1G)
             out->bytes_1g += extent->bytes;
@@ -385,5 +383,91 @@ void pool_report(const struct pool *pool, struct pool_report *out)
             out->bytes_2m += extent->bytes;
         out->bytes_thp += thp;
         out->bytes_4k += extent->rung >= EXTENT_THP ? extent->bytes - thp : 0;
+    }
+}
+
+/* ---- handing over ---------------------------------------------------------------------------- */
+
+bool pool_get_extent(const struct pool *pool, uint32_t index, struct pool_extent *out)
+{
+    const struct extent *extent = pool->extents;
+
+    while (extent && index--)
+        extent = extent->next;
+    if (!extent)
+        return false;
+    *out = (struct pool_extent){extent->id, extent->bytes, extent->rung, extent->fd};
+    return true;
+}
+
+bool pool_locate(const struct pool *pool, const void *memory, uint64_t *extent_id,
+                 uint64_t *offset)
+{
+    const struct extent *extent = find(pool, memory);
+
+    if (!extent)
+        return false;
+    *extent_id = extent->id;
+    *offset = (uint64_t)((const char *)memory - extent->memory);
+    return true;
+}
+
+static struct extent *find_id(const struct pool *pool, uint64_t id)
+{
+    struct extent *extent = pool->extents;
+
+    while (extent && extent->id != id)
+        extent = extent->next;
+    return extent;
+}
+
+int pool_adopt(struct pool *pool, const struct pool_extent *left)
+{
+    struct extent *extent;
+    int error;
+
+    if (left->rung >= EXTENT_RUNG_COUNT)
+        return -EBADMSG;
+    if (left->id == 0 || find_id(pool, left->id))
+        return -EEXIST;
+    if (left->bytes > pool->config.limit_bytes - pool->bytes)
+        return -ENOSPC;
+    error = extent_adopt(&extent, (enum extent_rung)left->rung, left->bytes, left->fd);
+    if (error < 0)
+        return error;
+    extent->id = left->id;
+    if (extent->id > pool->next_id)
+        pool->next_id = extent->id;
+    append(pool, extent);
+    return 0;
+}
+
+void *pool_claim(struct pool *pool, uint64_t extent_id, uint64_t offset, uint64_t bytes)
+{
+    struct extent *extent = find_id(pool, extent_id);
+
+    if (!extent || bytes == 0 || bytes > extent->bytes || offset % POOL_UNIT_BYTES)
+        return NULL;
+    return extent_claim(extent, offset, round_up(bytes, POOL_UNIT_BYTES));
+}
+
+void pool_unclaim(struct pool *pool, void *memory)
+{
+    struct extent *extent = find(pool, memory);
+
+    if (extent)
+        extent_free(extent, memory);
+}
+
+void pool_trim(struct pool *pool)
+{
+    struct extent *extent = pool->extents;
+
+    while (extent) {
+        struct extent *next = extent->next;
+
+        if (extent->bytes_used == 0)
+            drop(pool, extent);
+        extent = next;
     }
 }

@@ -33,16 +33,20 @@ struct pool_config {
     enum pool_policy policy;
     bool require_hugepages;  /* a rung below hugetlb is an error */
     int node;                /* -1: no NUMA */
+    /* Told of each extent whose memory is in a file, when it comes (fd) and before it goes (-1). */
+    void (*on_extent)(void *context, uint64_t id, int fd);
+    void *context;
 };
 
 struct pool_report {
     uint64_t bytes;          /* mapped; the sum of the four kinds below */
     uint64_t bytes_used, bytes_limit;
     uint64_t bytes_1g, bytes_2m; /* hugetlb */
-    uint64_t bytes_thp;      /* AnonHugePages in /proc/self/smaps */
+    uint64_t bytes_thp;      /* AnonHugePages and ShmemPmdMapped in /proc/self/smaps */
     uint64_t bytes_4k;
     uint64_t bytes_on_node;  /* asked of the kernel (sampled above 1024 pages an extent); = bytes
                                 without NUMA; 0 when the kernel refuses to answer */
+    uint64_t bytes_kept;     /* in files, which another worker can take over */
     const char *lost;        /* what could not be had, why, and the command that mends it; "" */
 };
 
@@ -65,6 +69,29 @@ void pool_free(struct pool *pool, void *memory);
  * extent, because a change of protection inside a huge page would split it.  0 or -errno. */
 int pool_write_begin(struct pool *pool, void *memory);
 int pool_write_end(struct pool *pool, void *memory);
+
+/* ---- for handing the memory to another worker (worker/handover.h) */
+
+struct pool_extent {
+    uint64_t id, bytes;
+    uint32_t rung; /* enum extent_rung */
+    int fd;        /* the pool's; -1: private memory, which cannot be handed over */
+};
+
+/* The index-th extent; false past the last. */
+bool pool_get_extent(const struct pool *pool, uint32_t index, struct pool_extent *out);
+/* Where an allocation lies; false: nowhere. */
+bool pool_locate(const struct pool *pool, const void *memory, uint64_t *extent_id,
+                 uint64_t *offset);
+/* Adds an extent another worker left; its fd is the pool's on success.  0; -EEXIST (id),
+ * -ENOSPC (limit), -EBADMSG (not such a file), -errno. */
+int pool_adopt(struct pool *pool, const struct pool_extent *extent);
+/* Allocates what is at that place, with its bytes.  NULL: no such extent, or not free. */
+void *pool_claim(struct pool *pool, uint64_t extent_id, uint64_t offset, uint64_t bytes);
+/* The opposite; the extent stays until pool_trim. */
+void pool_unclaim(struct pool *pool, void *memory);
+/* Unmaps the extents nothing was claimed in. */
+void pool_trim(struct pool *pool);
 
 uint64_t pool_limit_bytes(const struct pool *pool);
 /* The pages under an allocation: 1 GiB, 2 MiB (hugetlb, or THP for the whole extent), 4 KiB. */

@@ -1,26 +1,22 @@
 /*
- * What each control message does.  Every request here has the right length and type; each handler
- * checks its values, fills its reply, and returns the status.  A handler either succeeds whole or
- * leaves the session as it was.
+ * What each control message does: the handshake, what can be looked at, and the table of them all.
+ * Every request here has the right length and type; each handler checks its values, fills its
+ * reply, and returns the status.  A handler either succeeds whole or leaves the session as it was.
  */
 #include "worker/control.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "proto/validate.h"
 #include "worker/clock.h"
 #include "worker/log.h"
+#include "worker/requests.h"
 
 #ifndef GEMMD_WORKER_VERSION
 #error "the build defines GEMMD_WORKER_VERSION"
 #endif
-
-typedef enum gemmd_status handler_fn(struct control *control, struct session *session,
-                                     const void *request, struct control_answer *answer);
 
 /* ---- handshake ------------------------------------------------------------------------------- */
 
@@ -86,190 +82,6 @@ static enum gemmd_status handle_mapped(struct control *control, struct session *
     return GEMMD_STATUS_OK;
 }
 
-/* ---- layers ---------------------------------------------------------------------------------- */
-
-static void close_upload(struct control *control, struct session *session)
-{
-    struct session_upload *upload = &session->upload;
-
-    if (!upload->data)
-        return;
-    control->staging_bytes -= upload->image.bytes;
-    munmap(upload->data, upload->image.bytes);
-    memset(upload, 0, sizeof(*upload));
-}
-
-static void set_entry(struct control *control, struct session *session, uint32_t layer_id,
-                      struct layer *layer, uint32_t gen)
-{
-    const struct mailbox_order order = {.op = MAILBOX_LAYER,
-                                        .session = session,
-                                        .layer_id = layer_id,
-                                        .layer_gen = gen,
-                                        .layer = layer};
-
-    if (session->attached)
-        mailbox_call(control->config.mailbox, &order);
-    else /* control only: no dispatcher reads it */
-        session->ring.layers[layer_id] = (struct session_layer){.layer = layer, .gen = gen};
-}
-
-/* Gives the session a handle of `layer`. */
-static enum gemmd_status open_layer(struct control *control, struct session *session,
-                                    struct layer *layer, uint64_t bytes_new,
-                                    struct control_answer *answer)
-{
-    struct gemmd_msg_layer_reply *reply = &answer->reply.layer;
-    uint32_t id = 0;
-
-    while (id < GEMMD_SESSION_LAYERS_MAX && session->ring.layers[id].layer)
-        id++;
-    if (id == GEMMD_SESSION_LAYERS_MAX)
-        return GEMMD_STATUS_LAYERS_FULL;
-    layer_reference(control->config.layers, layer);
-    session->layer_count++;
-    reply->layer_id = id;
-    reply->layer_gen = session->ring.layers[id].gen + 1;
-    if (reply->layer_gen == 0)
-        reply->layer_gen = 1;
-    reply->desc = layer->desc;
-    memcpy(reply->content_id, layer->content_id, sizeof(reply->content_id));
-    reply->weight_bytes_new = bytes_new;
-    set_entry(control, session, id, layer, reply->layer_gen);
-    return GEMMD_STATUS_OK;
-}
-
-static void close_layer(struct control *control, struct session *session, uint32_t id)
-{
-    struct session_layer entry = session->ring.layers[id];
-
-    set_entry(control, session, id, NULL, entry.gen);
-    layer_release(control->config.layers, entry.layer);
-    session->layer_count--;
-}
-
-/* Attaches when the content is there, else opens an upload. */
-static enum gemmd_status handle_layer_create(struct control *control, struct session *session,
-                                             const void *request, struct control_answer *answer)
-{
-    const struct gemmd_msg_layer_create *create = request;
-    struct session_upload *upload = &session->upload;
-    struct gemmd_layer_image image;
-    enum gemmd_status status = gemmd_validate_layer_desc(&create->desc, &image);
-    struct layer *layer;
-    uint64_t room;
-
-    if (status == GEMMD_STATUS_OK)
-        status = gemmd_validate_name(create->name, true);
-    if (status != GEMMD_STATUS_OK)
-        return status;
-    if (session->control_only)
-        return GEMMD_STATUS_STATE; /* it has no arena to upload through */
-    close_upload(control, session);
-    layer = layers_find(control->config.layers, create->content_id, session->uid);
-    if (layer && memcmp(&layer->desc, &create->desc, sizeof(create->desc)) == 0) {
-        status = layers_set_name(control->config.layers, layer, create->name);
-        if (status == GEMMD_STATUS_OK)
-            status = open_layer(control, session, layer, 0, answer);
-        if (status == GEMMD_STATUS_OK)
-            gemmd_counter_add(&control->config.stats->layers_attached, 1);
-        return status;
-    }
-
-    /* All uploads together stay within what the pool could take. */
-    room = pool_limit_bytes(control->config.pool);
-    if (image.bytes > room || control->staging_bytes > room - image.bytes)
-        return GEMMD_STATUS_POOL_FULL;
-    upload->data =
-        mmap(NULL, image.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (upload->data == MAP_FAILED) {
-        upload->data = NULL;
-        return GEMMD_STATUS_NO_MEMORY;
-    }
-    upload->desc = create->desc;
-    upload->image = image;
-    memcpy(upload->content_id, create->content_id, sizeof(upload->content_id));
-    memcpy(upload->name, create->name, sizeof(upload->name));
-    upload->received = 0;
-    control->staging_bytes += image.bytes;
-    return GEMMD_STATUS_OK; /* layer_gen 0: send the image */
-}
-
-static enum gemmd_status handle_layer_data(struct control *control, struct session *session,
-                                           const void *request, struct control_answer *answer)
-{
-    const struct gemmd_msg_layer_data *data = request;
-    struct session_upload *upload = &session->upload;
-
-    (void)control;
-    if (!upload->data || data->image_offset != upload->received)
-        return GEMMD_STATUS_UPLOAD;
-    if (data->bytes == 0 ||
-        !gemmd_range_inside(data->image_offset, data->bytes, upload->image.bytes) ||
-        !gemmd_range_inside(data->arena_offset, data->bytes, session->arena.bytes))
-        return GEMMD_STATUS_UPLOAD_RANGE;
-    /* The one copy; the client may scribble on the arena from here on. */
-    memcpy(upload->data + upload->received,
-           (const char *)session->arena.memory + data->arena_offset, data->bytes);
-    upload->received += data->bytes;
-    answer->reply.layer_data.received = upload->received;
-    return GEMMD_STATUS_OK;
-}
-
-static enum gemmd_status handle_layer_commit(struct control *control, struct session *session,
-                                             const void *request, struct control_answer *answer)
-{
-    struct session_upload *upload = &session->upload;
-    struct layer *layer;
-    uint64_t bytes_new;
-    enum gemmd_status status;
-
-    (void)request;
-    if (!upload->data || upload->received != upload->image.bytes)
-        return GEMMD_STATUS_UPLOAD;
-    status = layers_create(control->config.layers, &upload->desc, upload->data, upload->content_id,
-                           session->uid, &layer, &bytes_new);
-    if (status == GEMMD_STATUS_OK)
-        status = layers_set_name(control->config.layers, layer, upload->name);
-    if (status == GEMMD_STATUS_OK)
-        status = open_layer(control, session, layer, bytes_new, answer);
-    if (status == GEMMD_STATUS_OK)
-        gemmd_counter_add(bytes_new ? &control->config.stats->layers_created
-                                    : &control->config.stats->layers_attached,
-                          1);
-    close_upload(control, session);
-    return status;
-}
-
-static enum gemmd_status handle_layer_open(struct control *control, struct session *session,
-                                           const void *request, struct control_answer *answer)
-{
-    const struct gemmd_msg_layer_open *open = request;
-    enum gemmd_status status = gemmd_validate_name(open->name, false);
-    struct layer *layer;
-
-    if (status != GEMMD_STATUS_OK)
-        return status;
-    layer = layers_find_name(control->config.layers, open->name);
-    return layer ? open_layer(control, session, layer, 0, answer) : GEMMD_STATUS_NAME_UNKNOWN;
-}
-
-static enum gemmd_status handle_layer_close(struct control *control, struct session *session,
-                                            const void *request, struct control_answer *answer)
-{
-    const struct gemmd_msg_layer_close *close = request;
-    const struct session_layer *entry = &session->ring.layers[close->layer_id %
-                                                              GEMMD_SESSION_LAYERS_MAX];
-
-    (void)answer;
-    if (close->layer_id >= GEMMD_SESSION_LAYERS_MAX || !entry->layer)
-        return GEMMD_STATUS_LAYER;
-    if (entry->gen != close->layer_gen)
-        return GEMMD_STATUS_LAYER_STALE;
-    close_layer(control, session, close->layer_id);
-    return GEMMD_STATUS_OK;
-}
-
 /* ---- looking --------------------------------------------------------------------------------- */
 
 static enum gemmd_status handle_info(struct control *control, struct session *session,
@@ -278,10 +90,12 @@ static enum gemmd_status handle_info(struct control *control, struct session *se
     const struct control_config *config = &control->config;
     struct gemmd_msg_info_reply *info = &answer->reply.info;
     struct pool_report pool;
+    struct layers_report layers;
 
     (void)session;
     (void)request;
     pool_report(config->pool, &pool);
+    layers_report(config->layers, &layers);
     snprintf(info->worker_version, sizeof(info->worker_version), "%s", GEMMD_WORKER_VERSION);
     snprintf(info->level, sizeof(info->level), "%s", cpu_level_name(config->kernel->level));
     snprintf(info->kernel, sizeof(info->kernel), "%s", config->kernel->name);
@@ -306,6 +120,14 @@ static enum gemmd_status handle_info(struct control *control, struct session *se
     info->pool_bytes_on_node = pool.bytes_on_node;
     info->arena_bytes = control->arena_bytes;
     info->worker_epoch = control->worker_epoch;
+    info->layer_bytes = layers.bytes;
+    info->layer_bytes_unused = layers.bytes_unused;
+    info->layer_bytes_pinned = layers.bytes_pinned;
+    info->layer_evictions = layers.evictions;
+    info->scrub_bytes = layers.scrub_bytes;
+    info->scrub_passes = layers.scrub_passes;
+    info->scrub_faults = layers.scrub_faults;
+    info->pool_bytes_kept = pool.bytes_kept;
     return GEMMD_STATUS_OK;
 }
 
@@ -341,6 +163,9 @@ static enum gemmd_status handle_layers(struct control *control, struct session *
     reply->references = layer->references;
     reply->jobs = gemmd_counter_read(&layer->jobs);
     reply->rows = gemmd_counter_read(&layer->rows);
+    reply->uid = layer->charged_uid;
+    reply->flags = (layer->pinned ? GEMMD_LAYER_PINNED : 0) |
+                   (layer->condemned ? GEMMD_LAYER_UNLOADED : 0);
     reply->exec_ns = gemmd_counter_read(&layer->exec_ns);
     reply->panels = gemmd_counter_read(&layer->panels);
     reply->panel_rows = gemmd_counter_read(&layer->panel_rows);
@@ -348,10 +173,10 @@ static enum gemmd_status handle_layers(struct control *control, struct session *
     return GEMMD_STATUS_OK;
 }
 
-/* Other users' sessions are shown to root and to the worker's own user only. */
+/* Other users' sessions are shown to operators only. */
 static bool may_see(const struct session *viewer, const struct session *session)
 {
-    return viewer->uid == 0 || viewer->uid == geteuid() || viewer->uid == session->uid;
+    return session_is_operator(viewer) || viewer->uid == session->uid;
 }
 
 static enum gemmd_status handle_sessions(struct control *control, struct session *viewer,
@@ -441,6 +266,17 @@ static const struct {
     [GEMMD_MSG_STATS] = {handle_stats, sizeof(struct gemmd_msg_stats_reply), GEMMD_SESSION_LIVE},
     [GEMMD_MSG_WAKE_FD] = {handle_wake_fd, sizeof(struct gemmd_msg_wake_fd_reply),
                            GEMMD_SESSION_LIVE},
+    [GEMMD_MSG_LAYER_LOAD] = {handle_layer_load, sizeof(struct gemmd_msg_layer_load_reply),
+                              GEMMD_SESSION_LIVE},
+    [GEMMD_MSG_LAYER_UNLOAD] = {handle_layer_unload, sizeof(struct gemmd_msg_layer_unload_reply),
+                                GEMMD_SESSION_LIVE},
+    [GEMMD_MSG_LAYER_PIN] = {handle_layer_pin, sizeof(struct gemmd_msg_layer_pin_reply),
+                             GEMMD_SESSION_LIVE},
+    [GEMMD_MSG_TAKEOVER] = {handle_takeover, sizeof(struct gemmd_msg_takeover_reply),
+                            GEMMD_SESSION_LIVE},
+    [GEMMD_MSG_TAKEOVER_COMMIT] = {handle_takeover_commit,
+                                   sizeof(struct gemmd_msg_takeover_commit_reply),
+                                   GEMMD_SESSION_LIVE},
 };
 
 enum gemmd_status control_request(struct control *control, struct session *session,
@@ -453,19 +289,11 @@ enum gemmd_status control_request(struct control *control, struct session *sessi
     answer->bytes = handlers[header->type].reply_bytes;
     if (session->state == handlers[header->type].state)
         status = handlers[header->type].handle(control, session, request, answer);
-    if (status != GEMMD_STATUS_OK) {
+    if (status != GEMMD_STATUS_OK && !answer->keep_reply) {
         memset(&answer->reply, 0, sizeof(answer->reply)); /* nothing half-filled leaves us */
         answer->fd_count = 0;
     }
     answer->reply.header = (struct gemmd_msg_header){header->type | GEMMD_REPLY, answer->bytes,
                                                      header->serial, status};
     return status;
-}
-
-void control_release_session(struct control *control, struct session *session)
-{
-    close_upload(control, session);
-    for (uint32_t id = 0; id < GEMMD_SESSION_LAYERS_MAX; id++)
-        if (session->ring.layers[id].layer)
-            layer_release(control->config.layers, session->ring.layers[id].layer);
 }

@@ -39,6 +39,11 @@ struct session *session_open(uint32_t slot, uint32_t id, int fd, pid_t pid, uid_
     return session;
 }
 
+bool session_is_operator(const struct session *session)
+{
+    return session->uid == 0 || session->uid == geteuid();
+}
+
 static void fill_header(struct segment *segment, enum gemmd_segment_kind kind, uint32_t entries,
                         uint32_t ring_start, uint32_t session_id)
 {
@@ -170,6 +175,7 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
     error = segment_protect_readonly(&session->c2w);
     if (error == 0)
         error = segment_seal(&session->w2c);
+    /* The table has room for three segments of each session. */
     if (error == 0)
         error = watch_segment(session, &session->c2w);
     if (error == 0)

@@ -114,6 +114,9 @@ struct session {
     struct session_ring ring;
 };
 
+/* Root and the worker's own user: may load, unload, pin and take over. */
+bool session_is_operator(const struct session *session);
+
 /* A session in state NEW on connection `fd` (owned from here on).  NULL: no memory. */
 struct session *session_open(uint32_t slot, uint32_t id, int fd, pid_t pid, uid_t uid);
 

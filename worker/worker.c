@@ -22,9 +22,11 @@
 #include "worker/control.h"
 #include "worker/dispatcher.h"
 #include "worker/fault.h"
+#include "worker/keep.h"
 #include "worker/layers.h"
 #include "worker/log.h"
 #include "worker/mailbox.h"
+#include "worker/restore.h"
 #include "worker/sandbox.h"
 #include "worker/segment.h"
 #include "worker/topology.h"
@@ -47,6 +49,8 @@ struct worker {
     int violation_fd;
     struct pool *pool;
     struct layers *layers;
+    struct notify *notify;
+    struct restore restore;
     struct mailbox *mailbox;
     struct trace *trace; /* NULL: none */
     struct dispatcher *dispatcher;
@@ -206,13 +210,21 @@ static int open_memory(struct worker *worker)
     const struct pool_config config = {.limit_bytes = options->pool_bytes,
                                        .policy = options->hugepages,
                                        .require_hugepages = options->require_hugepages,
-                                       .node = worker->node};
+                                       .node = worker->node,
+                                       .on_extent = keep_extent,
+                                       .context = worker->notify};
+    struct layers_config layers = {.kernel = worker->kernel,
+                                   .uid_bytes_max = options->uid_layer_bytes,
+                                   .unused_bytes_max = options->unused_layer_bytes
+                                                           ? options->unused_layer_bytes
+                                                           : options->pool_bytes};
     int error = pool_open(&worker->pool, &config);
 
     if (error < 0)
         return EX_UNAVAILABLE; /* pool_open has said why */
-    error = layers_open(&worker->layers, worker->pool, worker->kernel);
-    if (error == 0)
+    layers.pool = worker->pool;
+    error = layers_open(&worker->layers, &layers);
+    if (error == 0 && worker->stats.fd < 0)
         error = open_stats(worker);
     if (error < 0) {
         log_error(LOG_TOPIC_WORKER, "memory for the worker's tables: %s", strerror(-error));
@@ -280,6 +292,10 @@ static int open_control(struct worker *worker)
         .kernel = worker->kernel,
         .pool = worker->pool,
         .layers = worker->layers,
+        .handover = worker->restore.handover,
+        .notify = worker->notify,
+        .listen_fd = -1,
+        .lock_fd = -1,
         .mailbox = worker->mailbox,
         .dispatcher = worker->dispatcher,
         .stats = worker->stats.memory,
@@ -289,15 +305,17 @@ static int open_control(struct worker *worker)
         .trace = worker->trace,
         .debug = options->debug,
     };
-    int error = 0;
+    int error, code;
 
-    if (!*options->socket)
-        error = options_default_socket(worker->node, options->socket, sizeof(options->socket));
-    if (error < 0)
-        log_error(LOG_TOPIC_WORKER, "no directory for the socket: %s; give --socket",
-                  strerror(-error));
-    else
-        error = control_open(&worker->control, &config);
+    if (options->take_over) {
+        code = restore_take_socket(&worker->restore, &config.listen_fd, &config.lock_fd);
+        if (code)
+            return code;
+    } else {
+        config.listen_fd = notify_take_listener(worker->notify);
+        config.socket_stays = config.listen_fd >= 0;
+    }
+    error = control_open(&worker->control, &config);
     if (error == -EADDRINUSE)
         log_error(LOG_TOPIC_WORKER,
                   "%s: a worker is serving there; give another --socket or end it",
@@ -305,6 +323,19 @@ static int open_control(struct worker *worker)
     else if (error < 0)
         log_error(LOG_TOPIC_WORKER, "%s: %s", options->socket, strerror(-error));
     return error == -EADDRINUSE ? EX_UNAVAILABLE : error < 0 ? EX_OSERR : 0;
+}
+
+static int choose_socket(struct worker *worker)
+{
+    struct options *options = &worker->options;
+    int error = *options->socket ? 0
+                                 : options_default_socket(worker->node, options->socket,
+                                                          sizeof(options->socket));
+
+    if (error < 0)
+        log_error(LOG_TOPIC_WORKER, "no directory for the socket: %s; give --socket",
+                  strerror(-error));
+    return error < 0 ? EX_OSERR : 0;
 }
 
 /* The last step of the start: from here on the control thread has what it needs. */
@@ -336,6 +367,8 @@ static void say_ready(struct worker *worker)
         log_warn(LOG_TOPIC_WORKER, "doing without %s", worker->lost);
     log_info(LOG_TOPIC_WORKER, "serving node %d at %s with %s, event level %s", worker->node,
              options->socket, worker->kernel->name, dispatcher_event_level(worker->dispatcher));
+    notify_say(worker->notify, "READY=1\nSTATUS=serving node %d at %s with %s, %u layers",
+               worker->node, options->socket, worker->kernel->name, layers_count(worker->layers));
     if (options->ready_fd < 0)
         return;
     if (write(options->ready_fd, ready, sizeof(ready) - 1) < 0)
@@ -367,14 +400,24 @@ int worker_open(struct worker **out, const struct options *options)
         code = EX_OSERR;
         goto fail;
     }
+    if (notify_open(&worker->notify) < 0) {
+        log_error(LOG_TOPIC_WORKER, "no memory");
+        code = EX_OSERR;
+        goto fail;
+    }
     code = choose_node(worker);
     if (code == 0)
         code = choose_cpus(worker);
+    if (code == 0)
+        code = choose_socket(worker);
     if (code)
         goto fail;
     pin_control_thread(worker); /* before memory is touched: it lands on the node */
     worker->kernel = gemm_select_measured(cpu_detect() & options->cpu_mask, measure_kernel);
     code = open_memory(worker);
+    if (code == 0)
+        code = restore_open(&worker->restore, &worker->options, worker->notify, worker->layers,
+                            worker->pool);
     if (code == 0)
         code = open_trace(worker);
     if (code == 0)
@@ -416,8 +459,10 @@ void worker_close(struct worker **worker_p)
     trace_close(&worker->trace);
     if (worker->violation_fd >= 0)
         close(worker->violation_fd);
+    restore_close(&worker->restore);
     layers_close(&worker->layers);
     pool_close(&worker->pool);
+    notify_close(&worker->notify);
     segment_destroy(&worker->stats);
     topology_close(&worker->topology);
     free(worker);

@@ -6,6 +6,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
 #include <string.h>
@@ -196,6 +197,7 @@ static void use_worker(void)
     struct gemmd_stats stats;
     struct layer_case large;
     struct raw raw;
+    int file;
 
     layer_case_plain(&large, 2048, 4096, 4);
     session = session_with(worker.socket, 0, 16 << 20, 0);
@@ -209,8 +211,12 @@ static void use_worker(void)
     assert_int_equal(gemmd_get_info(session, &info), 0);
     assert_int_equal(gemmd_get_stats(session, &stats), 0);
     assert_int_equal(gemmd_layer_close(session, &second), 0);
+    file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    assert_int_equal(gemmd_layers_load(session, file, "x", NULL), -EBADMSG);
+    close(file);
     gemmd_options_init(&options);
     options.socket = worker.socket;
+    assert_true(gemmd_get_fd(session) >= 0);
     options.control_only = 1;
     assert_int_equal(gemmd_connect(&options, &tool), 0);
     gemmd_close(&tool);

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -214,4 +215,9 @@ bool machine_is_sanitized(void)
 #else
     return false;
 #endif
+}
+
+void machine_adopt_orphans(void)
+{
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
 }

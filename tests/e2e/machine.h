@@ -36,6 +36,9 @@ bool machine_wait_asleep(pid_t pid, int timeout_ms);
 bool machine_set_hugepages(long count);
 void machine_restore_hugepages(void);
 
+/* Processes that lose their parent become this program's children. */
+void machine_adopt_orphans(void);
+
 /* True in a build with a sanitizer, where times and memory are another program's. */
 bool machine_is_sanitized(void);
 

@@ -311,6 +311,11 @@ static void test_readme_messages(void **state)
         [GEMMD_MSG_SESSIONS] = "SESSIONS",
         [GEMMD_MSG_STATS] = "STATS",
         [GEMMD_MSG_WAKE_FD] = "WAKE_FD",
+        [GEMMD_MSG_LAYER_LOAD] = "LAYER_LOAD",
+        [GEMMD_MSG_LAYER_UNLOAD] = "LAYER_UNLOAD",
+        [GEMMD_MSG_LAYER_PIN] = "LAYER_PIN",
+        [GEMMD_MSG_TAKEOVER] = "TAKEOVER",
+        [GEMMD_MSG_TAKEOVER_COMMIT] = "TAKEOVER_COMMIT",
     };
 
     (void)state;

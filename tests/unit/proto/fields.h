@@ -151,13 +151,56 @@
     F(gemmd_msg_info_reply, pool_bytes_limit)                                                      \
     F(gemmd_msg_info_reply, arena_bytes)                                                           \
     F(gemmd_msg_info_reply, worker_epoch)                                                          \
-    F(gemmd_msg_info_reply, lost)
+    F(gemmd_msg_info_reply, lost)                                                                  \
+    F(gemmd_msg_info_reply, layer_bytes)                                                           \
+    F(gemmd_msg_info_reply, layer_bytes_unused)                                                    \
+    F(gemmd_msg_info_reply, layer_bytes_pinned)                                                    \
+    F(gemmd_msg_info_reply, layer_evictions)                                                       \
+    F(gemmd_msg_info_reply, scrub_bytes)                                                           \
+    F(gemmd_msg_info_reply, scrub_passes)                                                          \
+    F(gemmd_msg_info_reply, scrub_faults)                                                          \
+    F(gemmd_msg_info_reply, pool_bytes_kept)
 
 #define LIST_FIELDS(S, F)                                                                          \
     S(gemmd_msg_list)                                                                              \
     F(gemmd_msg_list, header)                                                                      \
     F(gemmd_msg_list, index)                                                                       \
     F(gemmd_msg_list, reserved)                                                                    \
+    S(gemmd_msg_layer_load)                                                                        \
+    F(gemmd_msg_layer_load, header)                                                                \
+    F(gemmd_msg_layer_load, prefix)                                                                \
+    S(gemmd_msg_layer_load_reply)                                                                  \
+    F(gemmd_msg_layer_load_reply, header)                                                          \
+    F(gemmd_msg_layer_load_reply, weight_bytes_new)                                                \
+    F(gemmd_msg_layer_load_reply, layers)                                                          \
+    F(gemmd_msg_layer_load_reply, reserved)                                                        \
+    F(gemmd_msg_layer_load_reply, reason)                                                          \
+    S(gemmd_msg_layer_unload)                                                                      \
+    F(gemmd_msg_layer_unload, header)                                                              \
+    F(gemmd_msg_layer_unload, name)                                                                \
+    S(gemmd_msg_layer_unload_reply)                                                                \
+    F(gemmd_msg_layer_unload_reply, header)                                                        \
+    F(gemmd_msg_layer_unload_reply, bytes_freed)                                                   \
+    F(gemmd_msg_layer_unload_reply, layers)                                                        \
+    F(gemmd_msg_layer_unload_reply, reserved)                                                      \
+    S(gemmd_msg_layer_pin)                                                                         \
+    F(gemmd_msg_layer_pin, header)                                                                 \
+    F(gemmd_msg_layer_pin, name)                                                                   \
+    F(gemmd_msg_layer_pin, pin)                                                                    \
+    F(gemmd_msg_layer_pin, reserved)                                                               \
+    S(gemmd_msg_layer_pin_reply)                                                                   \
+    F(gemmd_msg_layer_pin_reply, header)                                                           \
+    F(gemmd_msg_layer_pin_reply, layers)                                                           \
+    F(gemmd_msg_layer_pin_reply, reserved)                                                         \
+    S(gemmd_msg_takeover_reply)                                                                    \
+    F(gemmd_msg_takeover_reply, header)                                                            \
+    F(gemmd_msg_takeover_reply, generation)                                                        \
+    F(gemmd_msg_takeover_reply, file_id)                                                           \
+    F(gemmd_msg_takeover_reply, count)                                                             \
+    F(gemmd_msg_takeover_reply, reserved)                                                          \
+    S(gemmd_msg_takeover_commit)                                                                   \
+    F(gemmd_msg_takeover_commit, header)                                                           \
+    F(gemmd_msg_takeover_commit, generation)                                                       \
     S(gemmd_abi_latency)                                                                           \
     F(gemmd_abi_latency, queue_p50_ns)                                                             \
     F(gemmd_abi_latency, queue_p99_ns)                                                             \
@@ -175,6 +218,8 @@
     F(gemmd_msg_layers_reply, jobs)                                                                \
     F(gemmd_msg_layers_reply, rows)                                                                \
     F(gemmd_msg_layers_reply, kernel)                                                              \
+    F(gemmd_msg_layers_reply, uid)                                                                 \
+    F(gemmd_msg_layers_reply, flags)                                                               \
     F(gemmd_msg_layers_reply, exec_ns)                                                             \
     F(gemmd_msg_layers_reply, panels)                                                              \
     F(gemmd_msg_layers_reply, panel_rows)                                                          \

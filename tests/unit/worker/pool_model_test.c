@@ -9,7 +9,8 @@
 
 static struct pool *open_pool(uint64_t limit, enum pool_policy policy, bool require)
 {
-    struct pool_config config = {limit, policy, require, -1};
+    struct pool_config config = {
+        .limit_bytes = limit, .policy = policy, .require_hugepages = require, .node = -1};
     struct pool *pool;
 
     assert_int_equal(pool_open(&pool, &config), 0);

@@ -65,7 +65,8 @@ void *__wrap_mmap64(void *address, size_t bytes, int protection, int flags, int 
 
 static struct pool *open_pool(uint64_t limit, enum pool_policy policy, bool require)
 {
-    struct pool_config config = {limit, policy, require, -1};
+    struct pool_config config = {
+        .limit_bytes = limit, .policy = policy, .require_hugepages = require, .node = -1};
     struct pool *pool;
 
     assert_int_equal(pool_open(&pool, &config), 0);
@@ -212,7 +213,7 @@ static void last_pages_are_used(void **state)
 
 static void required_huge_pages(void **state)
 {
-    struct pool_config config = {GIB, POOL_POLICY_AUTO, true, -1};
+    struct pool_config config = {.limit_bytes = GIB, .require_hugepages = true, .node = -1};
     struct pool *pool;
     void *memory;
 
@@ -231,9 +232,9 @@ static void required_huge_pages(void **state)
     pool_close(&pool);
     config.policy = POOL_POLICY_NONE;
     assert_int_equal(pool_open(&pool, &config), -EINVAL);
-    config = (struct pool_config){MIB, POOL_POLICY_AUTO, true, -1};
+    config = (struct pool_config){.limit_bytes = MIB, .require_hugepages = true, .node = -1};
     assert_int_equal(pool_open(&pool, &config), -ENOMEM);
-    config = (struct pool_config){0, POOL_POLICY_AUTO, false, -1};
+    config = (struct pool_config){.limit_bytes = 0, .node = -1};
     assert_int_equal(pool_open(&pool, &config), -EINVAL);
 }
 
@@ -373,7 +374,7 @@ static void small_pages(void **state)
 
 static void node_is_verified(void **state)
 {
-    struct pool_config config = {GIB, POOL_POLICY_NONE, false, 0};
+    struct pool_config config = {.limit_bytes = GIB, .policy = POOL_POLICY_NONE, .node = 0};
     bool numa = access("/sys/devices/system/node/node0", F_OK) == 0;
     struct pool_report report;
     struct pool *pool;

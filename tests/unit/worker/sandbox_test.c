@@ -32,7 +32,7 @@ static const struct {
     CALL(finit_module), CALL(delete_module), CALL(kexec_load), CALL(reboot), CALL(swapon),
     CALL(syslog), CALL(iopl), CALL(ioperm), CALL(ioctl), CALL(userfaultfd), CALL(io_uring_setup),
     CALL(io_uring_register), CALL(io_setup), CALL(shmget), CALL(shmat), CALL(pipe2), CALL(dup2),
-    CALL(dup3), CALL(truncate), CALL(pread64), CALL(pwrite64), CALL(sendfile), CALL(splice),
+    CALL(dup3), CALL(truncate), CALL(pwrite64), CALL(sendfile), CALL(splice),
     CALL(vmsplice), CALL(memfd_secret), CALL(pidfd_open), CALL(pidfd_getfd),
     CALL(pidfd_send_signal), CALL(open_by_handle_at), CALL(openat2), CALL(name_to_handle_at),
     CALL(inotify_init1), CALL(fanotify_init), CALL(timer_create), CALL(clock_settime),

@@ -1,0 +1,147 @@
+/* See model_file.h. */
+#include "tests/e2e/model_file.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/harness.h"
+
+static const char *type_name(enum gemmd_type type)
+{
+    static const char *const names[] = {"none", "u8", "s8", "s32", "f32"};
+
+    return names[type];
+}
+
+/* One tensor's entry; *at moves on. */
+static void add_tensor(FILE *header, unsigned layer, const char *name, const char *dtype,
+                       const char *shape, uint64_t bytes, uint64_t *at)
+{
+    fprintf(header, ",\"l%u.%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%llu,%llu]}",
+            layer, name, dtype, shape, (unsigned long long)*at, (unsigned long long)(*at + bytes));
+    *at += bytes;
+}
+
+static void add_metadata(FILE *header, unsigned i, const struct gemmd_layer_desc *desc)
+{
+    fprintf(header,
+            "%s\"l%u.a_type\":\"%s\",\"l%u.c_type\":\"%s\",\"l%u.a_scale\":\"%.9g\","
+            "\"l%u.c_scale\":\"%.9g\",\"l%u.a_zero_point\":\"%d\",\"l%u.c_zero_point\":\"%d\","
+            "\"l%u.activation\":\"%s\"",
+            i ? "," : "", i, type_name(desc->a_type), i, type_name(desc->c_type), i,
+            (double)desc->a_scale, i, (double)desc->c_scale, i, desc->a_zero_point, i,
+            desc->c_zero_point, i,
+            desc->activation == GEMMD_ACTIVATION_RELU ? "relu" : "none");
+}
+
+static void add_tensors(FILE *header, unsigned i, const struct gemmd_layer_desc *desc, uint64_t *at)
+{
+    char shape[32];
+
+    snprintf(shape, sizeof(shape), "%u,%u", desc->n, desc->k);
+    add_tensor(header, i, "weight", "I8", shape, (uint64_t)desc->n * desc->k, at);
+    snprintf(shape, sizeof(shape), "%u", desc->scale_count);
+    add_tensor(header, i, "b_scale", "F32", shape, (uint64_t)desc->scale_count * 4, at);
+    if (desc->bias_type == GEMMD_TYPE_NONE)
+        return;
+    snprintf(shape, sizeof(shape), "%u", desc->n);
+    add_tensor(header, i, "bias", desc->bias_type == GEMMD_TYPE_F32 ? "F32" : "I32", shape,
+               (uint64_t)desc->n * 4, at);
+}
+
+static void write_all(FILE *file, const void *bytes, size_t count)
+{
+    REQUIRE(fwrite(bytes, 1, count, file) == count);
+}
+
+void model_write(const char *path, const struct layer_case *layers, unsigned count)
+{
+    char *text = NULL;
+    size_t text_bytes = 0;
+    uint64_t at = 0, length;
+    FILE *header = open_memstream(&text, &text_bytes), *file = fopen(path, "we");
+
+    REQUIRE(header && file);
+    fputs("{\"__metadata__\":{", header);
+    for (unsigned i = 0; i < count; i++)
+        add_metadata(header, i, &layers[i].desc);
+    fputs("}", header);
+    for (unsigned i = 0; i < count; i++)
+        add_tensors(header, i, &layers[i].desc, &at);
+    fputs("}", header);
+    fclose(header);
+    length = text_bytes;
+    write_all(file, &length, 8);
+    write_all(file, text, text_bytes);
+    for (unsigned i = 0; i < count; i++) {
+        const struct gemmd_layer_desc *desc = &layers[i].desc;
+
+        write_all(file, desc->weights, (size_t)desc->n * desc->k);
+        write_all(file, desc->b_scales, (size_t)desc->scale_count * 4);
+        if (desc->bias_type != GEMMD_TYPE_NONE)
+            write_all(file, desc->bias, (size_t)desc->n * 4);
+    }
+    REQUIRE(fclose(file) == 0);
+    free(text);
+}
+
+int model_pack(const char *input, const char *output, const char *option, const char *value,
+               char *error, size_t error_bytes)
+{
+    const char *program = getenv("GEMMD_TEST_PACK");
+    const char *arguments[] = {program, "--output", output, input, option, value, NULL};
+    int ends[2], status;
+    size_t count = 0;
+    ssize_t got;
+    char spill[512];
+    pid_t pid;
+
+    REQUIRE(program && pipe(ends) == 0);
+    fflush(NULL);
+    pid = fork();
+    REQUIRE(pid >= 0);
+    if (pid == 0) {
+        dup2(ends[1], STDERR_FILENO);
+        close(ends[0]);
+        close(ends[1]);
+        execv(program, (char *const *)(uintptr_t)arguments);
+        _exit(97);
+    }
+    close(ends[1]);
+    while ((got = read(ends[0], spill, sizeof(spill))) > 0)
+        for (ssize_t i = 0; i < got; i++)
+            if (error && count + 1 < error_bytes)
+                error[count++] = spill[i];
+    if (error)
+        error[count] = '\0';
+    close(ends[0]);
+    REQUIRE(waitpid(pid, &status, 0) == pid);
+    return WIFSIGNALED(status) ? 1000 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+uint8_t *model_read(const char *path, size_t *bytes)
+{
+    FILE *file = fopen(path, "re");
+    uint8_t *data;
+    long size;
+
+    REQUIRE(file && fseek(file, 0, SEEK_END) == 0);
+    size = ftell(file);
+    data = malloc((size_t)size + 1);
+    REQUIRE(size >= 0 && data && fseek(file, 0, SEEK_SET) == 0);
+    REQUIRE(fread(data, 1, (size_t)size, file) == (size_t)size);
+    fclose(file);
+    *bytes = (size_t)size;
+    return data;
+}
+
+void model_write_bytes(const char *path, const void *bytes, size_t count)
+{
+    FILE *file = fopen(path, "we");
+
+    REQUIRE(file != NULL);
+    write_all(file, bytes, count);
+    REQUIRE(fclose(file) == 0);
+}

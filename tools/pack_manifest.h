@@ -1,0 +1,40 @@
+/*
+ * Which tensors of a safetensors file make which layers.  Said by a manifest, or else by names:
+ * every rank-2 tensor "P.weight" is a layer P.
+ *
+ *   manifest            {"P": {"field": value, …}, …}          a JSON file
+ *   without one         "P.field": "value"                     in the file's __metadata__
+ *
+ *   weights      tensor of I8 [n][k], or F32/BF16, which is quantised per channel (P.weight)
+ *   scales       tensor of F32 [1] or [n] (P.b_scale or P.weight_scale, else 1)
+ *   bias         tensor of F32 [n], or I32 in accumulator units (P.bias, else none)
+ *   a_type c_type                     "u8", "s8", "s32", "f32" (u8, f32)
+ *   activation                        "none", "relu" (none)
+ *   a_scale c_scale a_zero_point c_zero_point    numbers (1, 1, 0, 0)
+ */
+#ifndef GEMMD_TOOLS_PACK_MANIFEST_H
+#define GEMMD_TOOLS_PACK_MANIFEST_H
+
+#include <stddef.h>
+#include <stdio.h>
+
+#include "proto/control.h"
+#include "tools/safetensors.h"
+
+struct pack_layer {
+    char name[GEMMD_NAME_BYTES];
+    struct gemmd_layer_desc_abi desc;
+    const struct safetensors_tensor *weights, *scales, *bias; /* scales, bias: may be NULL */
+};
+
+/* Where an error goes: "layer 'P': field: reason". */
+struct pack_error {
+    char text[512];
+};
+
+/* `manifest` NULL: by names.  *out is an array of *count, to be freed.  0; -EBADMSG: the
+ * reason is in *error; -ENOMEM. */
+int pack_manifest_read(const struct safetensors *file, FILE *manifest,
+                       struct pack_layer **out, size_t *count, struct pack_error *error);
+
+#endif

@@ -13,8 +13,8 @@
 #include "worker/trace.h"
 
 /* How long a thread works without a look at what else has come.  Each chunk costs the kernels some
- * 0.2 us (tile configuration, a cold start of the streams), so it is long where nobody waits for its
- * end: one session alone; several; one that sent a latency job in the last EXECUTOR_LATENCY_NS. */
+ * 0.2 us (tile configuration, a cold start of the streams), so it is long where nobody waits for
+ * its end: one session alone; several; one that sent a latency job within EXECUTOR_LATENCY_NS. */
 #define EXECUTOR_CHUNK_ALONE_NS   UINT64_C(24000)
 #define EXECUTOR_CHUNK_NS         UINT64_C(8000)
 #define EXECUTOR_CHUNK_LATENCY_NS UINT64_C(3000)

@@ -193,6 +193,7 @@ bool gemmd_take_verdict(struct gemmd *session, uint32_t *index, enum gemmd_statu
 /* Takes over what `fresh` has with its worker.  Its arena is already where ours was. */
 static void take_over(struct gemmd *session, struct gemmd *fresh)
 {
+    gemmd_fd_detach(session);
     close(session->fd);
     close(session->kick_fd);
     munmap(session->c2w, session->c2w_bytes);
@@ -226,6 +227,7 @@ static int find_another(struct gemmd *session, uint64_t deadline_ns)
         return gemmd_fail(session, -ENOMEM, "no memory to connect again");
     fresh->generation = session->generation;
     fresh->fd = fresh->kick_fd = -1;
+    fresh->pollable = (struct gemmd_fd){.app = -1, .wake = -1, .self = -1};
     fresh->debug = session->debug;
     fresh->timeout_ms = session->timeout_ms;
     fresh->options = session->options;
@@ -276,6 +278,8 @@ int gemmd_recover(struct gemmd *session)
         }
         if (error == 0)
             error = submit_all_again(session);
+        if (error == 0)
+            error = gemmd_fd_attach(session);
         if (!may_come_back(error) || gemmd_now_ns() >= deadline_ns)
             break;
         nanosleep(&pause, NULL);

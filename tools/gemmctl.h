@@ -14,7 +14,7 @@ struct gemmctl {
     const char *socket;
     const char *argument; /* of the command; NULL: none */
     bool json;
-    unsigned watch_s; /* of stats; 0: once */
+    unsigned watch_s; /* stats: a line of rates so often; 0: once */
     struct gemmd *session;
 };
 

@@ -18,6 +18,7 @@
 #define EXECUTOR_CHUNK_ALONE_NS   UINT64_C(24000)
 #define EXECUTOR_CHUNK_NS         UINT64_C(8000)
 #define EXECUTOR_CHUNK_LATENCY_NS UINT64_C(3000)
+#define EXECUTOR_CHUNK_MIN_NS     UINT64_C(2000)
 #define EXECUTOR_LATENCY_NS       UINT64_C(100000000)
 /* A slice on the team: so many chunks for each thread, that none waits long for the last one. */
 #define EXECUTOR_TEAM_CHUNKS 4

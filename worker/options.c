@@ -31,7 +31,6 @@
 /* Leaves room for others when one user opens all the sessions it can. */
 #define UID_SESSIONS_START (GEMMD_WORKER_SESSIONS_MAX - 100)
 
-
 enum option_id {
     OPTION_NODE = 256,
     OPTION_CPUS,
@@ -43,12 +42,12 @@ enum option_id {
     OPTION_IDLE_EXIT,
     OPTION_READY_FD,
     OPTION_RING_START,
-    OPTION_NO_COALESCING,
     OPTION_MODEL,
     OPTION_PACK_PROGRAM,
     OPTION_UID_LAYER_BYTES,
     OPTION_UNUSED_LAYER_BYTES,
     OPTION_TAKE_OVER,
+    OPTION_NO_COALESCING,
     OPTION_ALLOW_UID,
     OPTION_ALLOW_GID,
     OPTION_UID_SESSIONS,
@@ -71,12 +70,12 @@ static const struct option long_options[] = {
     {"idle-exit", required_argument, NULL, OPTION_IDLE_EXIT},
     {"ready-fd", required_argument, NULL, OPTION_READY_FD},
     {"ring-start", required_argument, NULL, OPTION_RING_START},
-    {"no-coalescing", no_argument, NULL, OPTION_NO_COALESCING},
     {"model", required_argument, NULL, OPTION_MODEL},
     {"pack-program", required_argument, NULL, OPTION_PACK_PROGRAM},
     {"uid-layer-bytes", required_argument, NULL, OPTION_UID_LAYER_BYTES},
     {"unused-layer-bytes", required_argument, NULL, OPTION_UNUSED_LAYER_BYTES},
     {"take-over", no_argument, NULL, OPTION_TAKE_OVER},
+    {"no-coalescing", no_argument, NULL, OPTION_NO_COALESCING},
     {"allow-uid", required_argument, NULL, OPTION_ALLOW_UID},
     {"allow-gid", required_argument, NULL, OPTION_ALLOW_GID},
     {"uid-sessions", required_argument, NULL, OPTION_UID_SESSIONS},
@@ -105,12 +104,12 @@ static const char help_text[] =
     "  --idle-exit SECONDS  end when nobody was connected for so long (0: never)\n"
     "  --ready-fd FD        write \"READY\" there once the socket listens\n"
     "  --ring-start N       first index of new rings (0; for tests)\n"
-    "  --no-coalescing      each job alone (to measure what sharing brings)\n"
     "  --model FILE[:NAME]  load this packed file or safetensors; its layers are NAME/LAYER\n"
     "  --pack-program PATH  what packs safetensors (gemmd-pack beside this program)\n"
     "  --uid-layer-bytes SIZE     limit of the layers one user makes (none)\n"
     "  --unused-layer-bytes SIZE  limit of the layers nobody has open (that of the pool)\n"
     "  --take-over          replace the worker that serves the socket, and keep its layers\n"
+    "  --no-coalescing      each job alone (to measure what sharing brings)\n"
     "  --allow-uid LIST     users that may connect beside this one and root (none)\n"
     "  --allow-gid LIST     groups whose members may connect (gemmd, if it exists; \"\": none)\n"
     "  --uid-sessions N     sessions one user may have (1000)\n"

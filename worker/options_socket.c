@@ -1,6 +1,4 @@
-/* Where a worker listens when nobody says where. */
-#include "worker/options.h"
-
+/* Where the socket lies when nobody said. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -8,6 +6,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "worker/options.h"
 
 static const char system_directory[] = "/run/gemmd";
 

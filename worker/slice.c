@@ -72,7 +72,7 @@ static uint64_t chunk_ns(const struct executor *executor, uint64_t estimate_ns, 
     if (threads > 1 && estimate_ns >= EXECUTOR_TEAM_NS &&
         ns > estimate_ns / (threads * EXECUTOR_TEAM_CHUNKS))
         ns = estimate_ns / (threads * EXECUTOR_TEAM_CHUNKS);
-    return ns;
+    return ns > EXECUTOR_CHUNK_MIN_NS ? ns : EXECUTOR_CHUNK_MIN_NS;
 }
 
 /* Several panels a chunk while rows are few, else blocks of rows of one panel. */

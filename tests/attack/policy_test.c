@@ -120,6 +120,24 @@ static void test_bad_lists(void **state)
     }
 }
 
+static void test_nowhere_to_listen(void **state)
+{
+    static const char *const arguments[] = {"--socket", "/nonexistent/gemmd/socket", NULL};
+    static const char *const environment[] = {"GEMMD_DEBUG=1", "GEMMD_LOG=error", NULL};
+    struct gemmd *session;
+
+    (void)state;
+    assert_int_equal(harness_try_start(&worker, arguments, NULL), 71);
+    assert_true(harness_log_has(&worker, "/nonexistent/gemmd/socket"));
+    harness_discard(&worker);
+    harness_start(&worker, NULL, environment);
+    session = session_to(worker.socket);
+    assert_non_null(session);
+    gemmd_close(&session);
+    assert_true(harness_log_has(&worker, "message 1 serial 1: OK"));
+    harness_stop(&worker);
+}
+
 /* ---- system calls ---------------------------------------------------------------------------- */
 
 static const struct rule {
@@ -208,8 +226,10 @@ static void use_worker(void)
         usleep(2000);
         assert_int_equal(layer_case_check(session, handle, &layer, 3, i), 0);
     }
+    assert_true(gemmd_get_fd(session) >= 0);
     assert_int_equal(gemmd_get_info(session, &info), 0);
     assert_int_equal(gemmd_get_stats(session, &stats), 0);
+    assert_true(gemmd_get_fd(session) >= 0);
     assert_int_equal(gemmd_layer_close(session, &second), 0);
     file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     assert_int_equal(gemmd_layers_load(session, file, "x", NULL), -EBADMSG);
@@ -368,6 +388,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_users),
         cmocka_unit_test(test_bad_lists),
+        cmocka_unit_test(test_nowhere_to_listen),
         cmocka_unit_test(test_no_unused_rule),
         cmocka_unit_test(test_wedged_dispatcher),
         cmocka_unit_test(test_wedged_control),

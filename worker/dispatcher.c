@@ -234,6 +234,7 @@ static void turn(struct dispatcher *dispatcher)
 
     for (uint32_t i = 0; i < dispatcher->list.hot_count; i++)
         busy |= executor_take(&dispatcher->executor, &dispatcher->list.hot[i]->ring);
+    dispatcher->executor.has_company = dispatcher->list.hot_count > 1;
     busy |= executor_step(&dispatcher->executor);
     gemmd_counter_add(&dispatcher->config.stats->turns, 1);
     if (event_loop_pending(dispatcher->loop))

@@ -175,6 +175,8 @@ static void submit(struct executor *executor, struct session_ring *ring,
         .seen_ns = now_ns,
     };
     ring->user_data[index] = sqe->user_data;
+    if (job->scheduled.class == SCHEDULER_LATENCY)
+        executor->latency_ns = now_ns;
     scheduler_submit(&executor->scheduler, &job->scheduled);
 }
 

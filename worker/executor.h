@@ -12,8 +12,16 @@
 #include "worker/team.h"
 #include "worker/trace.h"
 
-/* About how long a thread works without a look at what else has come: what a latency job waits. */
-#define EXECUTOR_CHUNK_NS UINT64_C(4000)
+/* How long a thread works without a look at what else has come.  Each chunk costs the kernels some
+ * 0.2 us (tile configuration, a cold start of the streams), so it is long where nobody waits for
+ * its end: one session alone; several; one that sent a latency job within EXECUTOR_LATENCY_NS. */
+#define EXECUTOR_CHUNK_ALONE_NS   UINT64_C(24000)
+#define EXECUTOR_CHUNK_NS         UINT64_C(8000)
+#define EXECUTOR_CHUNK_LATENCY_NS UINT64_C(3000)
+#define EXECUTOR_CHUNK_MIN_NS     UINT64_C(2000)
+#define EXECUTOR_LATENCY_NS       UINT64_C(100000000)
+/* A slice on the team: so many chunks for each thread, that none waits long for the last one. */
+#define EXECUTOR_TEAM_CHUNKS 4
 /* A slice of less is not cut for the team: handing it over would cost a tenth of it. */
 #define EXECUTOR_TEAM_NS UINT64_C(10000)
 /* A slice of less is not worth waking parked threads, who need 30 us to come. */
@@ -46,6 +54,8 @@ struct executor {
     struct executor_config config;
     struct scheduler scheduler;
     struct executor_slice slice;
+    bool has_company;    /* the owner's to say: more than one session is hot */
+    uint64_t latency_ns; /* when the last latency job was seen */
     struct session_ring **touched; /* sessions to wake, touched_count of them */
     uint32_t touched_count;
     /* Row pointers of each scan's members. */

@@ -82,30 +82,43 @@ static void reckon_limits(struct scheduler_layer *layer)
     layer->rows_short = rows_for(layer, layer->panels, SCHEDULER_SLICE_NS);
 }
 
-/* A moving average; one sample counts for at most four times what was known, since a thread can
- * lose its CPU in the middle of it. */
+/* Sizes that were never run cost what the next smaller (else larger) one does.  More rows make a
+ * tile cheaper, or a little dearer where they leave the cache: a size that was once measured on a
+ * bad day must not look so dear that it is never run again. */
+static void straighten(struct scheduler_layer *layer)
+{
+    uint64_t known = layer->cost[__builtin_ctz(layer->measured)];
+
+    for (uint32_t i = 0; i < SCHEDULER_COST_BUCKETS; i++) {
+        if (!(layer->measured & (1u << i)))
+            layer->cost[i] = known;
+        if (i && layer->cost[i] > known + known / 2)
+            layer->cost[i] = known + known / 2;
+        known = layer->cost[i];
+    }
+}
+
+/* A moving average that falls faster than it rises: a cold cache, a page fault and a lost CPU only
+ * ever make a sample too large, and then it counts for at most twice what was known. */
 static void learn(struct scheduler_layer *layer, uint32_t rows, uint32_t panels, uint64_t ns)
 {
     uint32_t tiles = tiles_of(layer, rows), bucket = bucket_of(tiles);
     uint64_t sample = ns * 16 / ((uint64_t)tiles * panels) + 1;
     uint64_t *cost = &layer->cost[bucket];
 
-    if (layer->measured & (1u << bucket)) {
-        if (sample > *cost * 4)
-            sample = *cost * 4;
-        *cost = (*cost * 7 + sample + 4) / 8;
-    } else {
-        /* The first of its size is the best guess for all that were not measured. */
+    if (!(layer->measured & (1u << bucket))) {
         layer->measured |= 1u << bucket;
-        for (uint32_t i = 0; i < SCHEDULER_COST_BUCKETS; i++)
-            if (i == bucket || !(layer->measured & (1u << i)))
-                layer->cost[i] = sample;
         layer->lessons = 0;
+        *cost = sample;
+    } else if (sample < *cost) {
+        *cost -= (*cost - sample + 3) / 4;
+    } else {
+        *cost += ((sample < *cost * 2 ? sample : *cost * 2) - *cost + 7) / 8;
     }
-    if (*cost == 0)
-        *cost = 1;
-    if (layer->lessons++ % LESSONS == 0)
+    if (layer->lessons++ % LESSONS == 0) {
+        straighten(layer);
         reckon_limits(layer);
+    }
 }
 
 void scheduler_init_layer(struct scheduler_layer *layer, uint32_t panels, uint32_t tile_rows,

@@ -61,29 +61,37 @@ static uint32_t divide_up(uint64_t value, uint64_t by)
     return (uint32_t)((value + by - 1) / by);
 }
 
-/* Chunks of about EXECUTOR_CHUNK_NS: several panels while rows are few, else blocks of rows of one
- * panel; more row blocks where the panels alone would not give each thread two chunks. */
-static void cut(struct executor *executor, const struct scheduler_scan *scan, uint64_t *estimate_ns)
+/* How long a chunk should take. */
+static uint64_t chunk_ns(const struct executor *executor, uint64_t estimate_ns, uint64_t now_ns)
+{
+    uint64_t ns = executor->has_company ? EXECUTOR_CHUNK_NS : EXECUTOR_CHUNK_ALONE_NS;
+    uint64_t threads = team_size(executor->config.team);
+
+    if (executor->latency_ns && now_ns - executor->latency_ns < EXECUTOR_LATENCY_NS)
+        ns = EXECUTOR_CHUNK_LATENCY_NS;
+    if (threads > 1 && estimate_ns >= EXECUTOR_TEAM_NS &&
+        ns > estimate_ns / (threads * EXECUTOR_TEAM_CHUNKS))
+        ns = estimate_ns / (threads * EXECUTOR_TEAM_CHUNKS);
+    return ns > EXECUTOR_CHUNK_MIN_NS ? ns : EXECUTOR_CHUNK_MIN_NS;
+}
+
+/* Several panels a chunk while rows are few, else blocks of rows of one panel. */
+static void cut(struct executor *executor, const struct scheduler_scan *scan, uint64_t now_ns,
+                uint64_t *estimate_ns)
 {
     struct executor_slice *slice = &executor->slice;
-    uint32_t tile = scan->layer->tile_rows, tiles = divide_up(scan->rows, tile);
-    uint32_t threads = team_size(executor->config.team);
-    uint64_t panel_ns = scheduler_estimate_ns(scan->layer, scan->rows, 1) + 1;
-    uint32_t to_the_end = scan->layer->panels - scan->position, blocks = 1;
+    uint32_t tile = scan->layer->tile_rows, tiles = divide_up(scan->rows, tile), blocks = 1;
+    uint32_t to_the_end = scan->layer->panels - scan->position;
+    uint64_t panel_ns = scheduler_estimate_ns(scan->layer, scan->rows, 1) + 1, wanted_ns;
 
     slice->scan = scan;
     slice->layer = LIST_ENTRY(scan->layer, struct layer, scheduled);
     slice->panels = scan->panels_now < to_the_end ? scan->panels_now : to_the_end;
     *estimate_ns = panel_ns * slice->panels;
-    slice->panel_step = panel_ns < EXECUTOR_CHUNK_NS ? (uint32_t)(EXECUTOR_CHUNK_NS / panel_ns) : 1;
-    if (panel_ns > EXECUTOR_CHUNK_NS)
-        blocks = divide_up(panel_ns, EXECUTOR_CHUNK_NS);
-    if (threads > 1 && *estimate_ns >= EXECUTOR_TEAM_NS) {
-        if (slice->panel_step > divide_up(slice->panels, 2 * threads))
-            slice->panel_step = divide_up(slice->panels, 2 * threads);
-        if (slice->panels * blocks < 2 * threads)
-            blocks = divide_up(2 * threads, slice->panels);
-    }
+    wanted_ns = chunk_ns(executor, *estimate_ns, now_ns);
+    slice->panel_step = panel_ns < wanted_ns ? (uint32_t)(wanted_ns / panel_ns) : 1;
+    if (panel_ns > 2 * wanted_ns)
+        blocks = divide_up(panel_ns, wanted_ns);
     if (blocks > tiles)
         blocks = tiles;
     slice->row_step = divide_up(tiles, blocks) * tile;
@@ -154,7 +162,7 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
 
     if (scan->changed)
         gather(executor, scan, start_ns);
-    cut(executor, scan, &estimate_ns);
+    cut(executor, scan, start_ns, &estimate_ns);
     work.chunk_count = executor->slice.chunk_count;
     work.stop = scan->index == SCHEDULER_LONG_SCANS ? never_stop : stop_slice;
     work.share = estimate_ns >= EXECUTOR_TEAM_NS;

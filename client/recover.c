@@ -28,7 +28,7 @@
 
 struct gemmd_job_copy {
     struct gemmd_sqe sqe;
-    struct gemmd_layer *layer; /* NULL: closed since */
+    struct gemmd_layer *layer; /* NULL: closed since, or a cancel */
     enum gemmd_status verdict; /* not OK: completes with it, the worker does not know the job */
 };
 
@@ -142,6 +142,10 @@ static int compare_tags(const void *left, const void *right)
 
 static void submit_again(struct gemmd *session, struct gemmd_job_copy *copy)
 {
+    if (copy->sqe.op == GEMMD_OP_CANCEL) {
+        gemmd_sq_push(&session->sq, &copy->sqe); /* its target has kept its tag */
+        return;
+    }
     if (!copy->layer || copy->layer->lost) {
         copy->verdict = copy->layer ? GEMMD_STATUS_WORKER_LOST : GEMMD_STATUS_LAYER_STALE;
         session->verdicts++;

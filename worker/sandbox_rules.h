@@ -26,6 +26,9 @@
     X(write, SANDBOX_W, "its last words")                                                          \
     X(clock_gettime, SANDBOX_C | SANDBOX_D | SANDBOX_W, "a machine whose vDSO has no clock")       \
     X(epoll_pwait, SANDBOX_C | SANDBOX_D, "an architecture without epoll_wait")                    \
+    /* pinning, looked after once a second */                                                      \
+    X(sched_getaffinity, SANDBOX_C, "")                                                            \
+    X(sched_setaffinity, SANDBOX_C, "a cpuset that changes")                                       \
     /* connections */                                                                              \
     X(accept4, SANDBOX_C, "")                                                                      \
     X(getsockopt, SANDBOX_C, "")                                                                   \

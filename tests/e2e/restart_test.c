@@ -155,8 +155,10 @@ static void test_a_bad_table_is_a_cold_start(void **state)
                 assert_int_equal(pwrite(fd, "\xff\xff", 2, at), 2);
                 assert_int_equal(pwrite(fd, "\xff\xff", 2, status.st_size / 2 + at), 2);
             }
-        if (kind == 2)
-            assert_int_equal(ftruncate(manager_find(&manager, "gemmd-pool-1"), 0), 0);
+        if (kind == 2) /* every extent: where the layers lie depends on the pages at hand */
+            for (unsigned i = 0; i < manager.count; i++)
+                if (strncmp(manager.files[i].name, "gemmd-pool", 10) == 0)
+                    assert_int_equal(ftruncate(manager.files[i].fd, 0), 0);
         if (kind == 3)
             memcpy(manager.files[manager.files[0].fd == fd].name, "gemmd-pool-77", 14);
         manager.removed = 0;

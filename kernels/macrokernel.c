@@ -22,6 +22,7 @@
 #include <assert.h>
 #include <stdalign.h>
 #include <stdbool.h>
+#include <string.h>
 
 enum {
     /* A of a row block: half of the smallest L2 of the AVX-512 machines (1 MiB), so that panel and
@@ -29,8 +30,10 @@ enum {
     A_BLOCK_BYTES = 512 * 1024,
     /* Below this many tiles per block the panels' traffic would cost more than A's L2 misses. */
     BLOCK_TILES_MIN = 4,
-    /* Copied rows of a block, on the stack.  Longer rows the micro-kernel copies piecewise. */
-    A_COPY_BYTES = 128 * 1024,
+    /* Copied rows of a block, on the stack: as many as other blocks have, at the distance of
+     * copy_stride.  Where this does not hold a tile, the micro-kernel copies rows piecewise, for
+     * each panel. */
+    A_COPY_BYTES = A_BLOCK_BYTES / 8 * 9,
 };
 
 /* What the loops share. */
@@ -149,7 +152,9 @@ static void run_block_copied(const struct run *run, struct block block)
         uint8_t *to = copy + i * stride;
 
         copied[i] = to;
-        for (size_t t = 0; t < k; t++)
+        if (!block.a_flip)
+            memcpy(to, from, k);
+        for (size_t t = 0; t < k && block.a_flip; t++)
             to[t] = from[t] ^ block.a_flip;
     }
     block.a = copied;

@@ -96,6 +96,7 @@ pid_t harness_fork(int (*body)(void *), void *argument)
         tie_to_parent(parent);
         status = body(argument);
         fflush(NULL);
+        GEMMD_COVERAGE_DUMP();
         _exit(status);
     }
     return pid;

@@ -24,6 +24,14 @@
 #include <stdlib.h>
 #include <sys/types.h>
 
+/* Children end by _exit, which forgets what they executed. */
+#ifdef GEMMD_COVERAGE
+void __gcov_dump(void);
+#define GEMMD_COVERAGE_DUMP() __gcov_dump()
+#else
+#define GEMMD_COVERAGE_DUMP() ((void)0)
+#endif
+
 /* For code that may run in a child, where cmocka's jump would land in the parent's frames. */
 #define REQUIRE(condition)                                                                         \
     do {                                                                                           \

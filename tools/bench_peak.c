@@ -12,7 +12,9 @@ enum {
     SUMS = 12,
     REPEAT = 2, /* of the 12 in one iteration */
     READ_STEP = 512,
-    BEST_OF = 7,
+    TARGET_NS = 1000000,
+    BEST_OF = 50, /* of a millisecond each: some of them undisturbed */
+    BEST_OF_QUICK = 7,
 };
 
 #define READ_MEMORY_MAX ((size_t)1 << 30)
@@ -112,17 +114,17 @@ static const struct instrument *find(const char *level)
     return NULL;
 }
 
-static double measure_multiply(const struct instrument *instrument, uint64_t target_ns)
+static double measure_multiply(const struct instrument *instrument, int best_of)
 {
     size_t count = 1000;
     double best = 0;
 
-    for (int i = 0; i < BEST_OF;) {
+    for (int i = 0; i < best_of;) {
         uint64_t begin = bench_now_ns(), ns;
 
         instrument->multiply(count);
         ns = bench_now_ns() - begin;
-        if (ns < target_ns) {
+        if (ns < TARGET_NS) {
             count *= 2;
             continue;
         }
@@ -134,19 +136,19 @@ static double measure_multiply(const struct instrument *instrument, uint64_t tar
 }
 
 static double measure_read(const struct instrument *instrument, const uint8_t *from, size_t bytes,
-                           uint64_t target_ns)
+                           int best_of)
 {
     double best = 0;
 
     instrument->read(from, bytes);
-    for (int i = 0; i < BEST_OF; i++) {
+    for (int i = 0; i < best_of; i++) {
         uint64_t begin = bench_now_ns(), end, reads = 0;
 
         do {
             instrument->read(from, bytes);
             reads++;
             end = bench_now_ns();
-        } while (end - begin < target_ns);
+        } while (end - begin < TARGET_NS);
         if ((double)bytes * (double)reads / (double)(end - begin) > best)
             best = (double)bytes * (double)reads / (double)(end - begin);
     }
@@ -157,7 +159,7 @@ void bench_peak_measure(struct bench_peak *peak, struct bench_machine *machine, 
                         bool quick)
 {
     const struct instrument *instrument = find(level), *vector;
-    uint64_t target_ns = quick ? 1000000 : 10000000;
+    int best_of = quick ? BEST_OF_QUICK : BEST_OF;
     uint8_t *memory;
 
     memset(peak, 0, sizeof(*peak));
@@ -165,8 +167,8 @@ void bench_peak_measure(struct bench_peak *peak, struct bench_machine *machine, 
         return; /* the reference has no instruction of its own */
     vector = strcmp(level, "amx") ? instrument : find("avx512vnni");
     peak->instruction = instrument->instruction;
-    peak->gops = measure_multiply(instrument, target_ns);
-    peak->vector_gops = vector == instrument ? peak->gops : measure_multiply(vector, target_ns);
+    peak->gops = measure_multiply(instrument, best_of);
+    peak->vector_gops = vector == instrument ? peak->gops : measure_multiply(vector, best_of);
     peak->l2_bytes = machine->l2_bytes / 2;
     peak->l3_bytes = machine->l2_bytes * 8 < machine->l3_bytes / 2 ? machine->l2_bytes * 8
                                                                    : machine->l3_bytes / 2;
@@ -179,9 +181,9 @@ void bench_peak_measure(struct bench_peak *peak, struct bench_machine *machine, 
     peak->memory_bytes -= peak->memory_bytes % READ_STEP;
     memory = bench_alloc(machine, peak->memory_bytes);
     memset(memory, 1, peak->memory_bytes); /* every page its own memory */
-    peak->l2_gbps = measure_read(instrument, memory, peak->l2_bytes, target_ns);
-    peak->l3_gbps = measure_read(instrument, memory, peak->l3_bytes, target_ns);
-    peak->memory_gbps = measure_read(instrument, memory, peak->memory_bytes, target_ns);
+    peak->l2_gbps = measure_read(instrument, memory, peak->l2_bytes, best_of);
+    peak->l3_gbps = measure_read(instrument, memory, peak->l3_bytes, best_of);
+    peak->memory_gbps = measure_read(instrument, memory, peak->memory_bytes, BEST_OF_QUICK);
     bench_free(memory, peak->memory_bytes);
 }
 

@@ -3,10 +3,10 @@
 
 # Reading the lists by `shellcheck` alone shows no use: the sourcing scripts have it.
 # shellcheck disable=SC2034
-packages_build=(gcc meson ninja-build pkg-config libc6-dev liburing-dev libxxhash-dev
+packages_build=(gcc meson ninja-build pkg-config libc6-dev liburing-dev libseccomp-dev libxxhash-dev
                 libjansson-dev)
 # shellcheck disable=SC2034
-packages_test=(g++ clang libclang-rt-14-dev libcmocka-dev libseccomp-dev libdnnl-dev gnuplot-nox
+packages_test=(g++ clang libclang-rt-14-dev libcmocka-dev libdnnl-dev gnuplot-nox valgrind systemd
                strace spin shellcheck scdoc python3 qemu-system-x86)
 
 # Prints those of the given packages that are not installed.

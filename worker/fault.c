@@ -31,6 +31,7 @@ static int notify_fd = -1;
 /* Only what signal-safety(7) allows, and mmap: on Linux a bare system call. */
 static void end_process(void)
 {
+    /* not covered below: the process ends, and its counters with it (worker fault tests it) */
     static const char text[] = "gemmd: SIGBUS outside the sessions' segments (weights or own "
                                "memory): hardware error, or no memory where some was promised\n";
     ssize_t ignored = write(STDERR_FILENO, text, sizeof(text) - 1);
@@ -61,7 +62,7 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
         if (mmap((void *)(address & ~(range->page_bytes - 1)), range->page_bytes,
                  PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
                  0) == MAP_FAILED)
-            break;
+            break; /* not covered: no memory for one page */
         __atomic_compare_exchange_n(range->violation, &none, GEMMD_STATUS_SEGMENT_FAULT, false,
                                     __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
         ignored = write(notify_fd, &one, sizeof(one));
@@ -69,7 +70,7 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
         errno = saved_errno;
         return;
     }
-    end_process();
+    end_process(); /* not covered: see there */
 }
 
 int fault_open(int fd)

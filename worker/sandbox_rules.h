@@ -25,6 +25,7 @@
     X(write, SANDBOX_C | SANDBOX_D, "")                                                            \
     X(write, SANDBOX_W, "its last words")                                                          \
     X(clock_gettime, SANDBOX_C | SANDBOX_D | SANDBOX_W, "a machine whose vDSO has no clock")       \
+    X(epoll_pwait, SANDBOX_C | SANDBOX_D, "an architecture without epoll_wait")                    \
     /* connections */                                                                              \
     X(accept4, SANDBOX_C, "")                                                                      \
     X(getsockopt, SANDBOX_C, "")                                                                   \
@@ -33,12 +34,13 @@
     X(close, SANDBOX_C, "")                                                                        \
     X(fcntl, SANDBOX_C, "")                                                                        \
     X(unlink, SANDBOX_C, "")                                                                       \
+    X(unlinkat, SANDBOX_C, "an architecture without unlink")                                       \
     /* segments, weights */                                                                        \
     X(memfd_create, SANDBOX_C, "")                                                                 \
     X(ftruncate, SANDBOX_C, "")                                                                    \
     X(fallocate, SANDBOX_C, "Linux before 5.14: populating a segment")                             \
-    X(pread64, SANDBOX_C, "")                                                                      \
     X(epoll_create1, SANDBOX_C, "")                                                                \
+    X(pread64, SANDBOX_C, "")                                                                      \
     X(eventfd2, SANDBOX_C, "")                                                                     \
     X(mmap, SANDBOX_C, "")                                                                         \
     X(mmap, SANDBOX_D, "a page under a fault, worker/fault.c")                                     \
@@ -50,8 +52,10 @@
     X(brk, SANDBOX_C, "a heap that grows")                                                         \
     X(mremap, SANDBOX_C, "a block of malloc that grows")                                           \
     /* reports: the kind of pages, from smaps */                                                   \
-    X(openat, SANDBOX_C, "")                                                                       \
+    X(openat, SANDBOX_C, "where huge pages are short, sysfs and smaps tell why")                   \
     X(newfstatat, SANDBOX_C, "")                                                                   \
+    X(fstat, SANDBOX_C, "another C library's fopen")                                               \
+    X(lseek, SANDBOX_C, "another C library's fopen")                                               \
     X(getpid, SANDBOX_C, "")                                                                       \
     X(geteuid, SANDBOX_C, "")                                                                      \
     /* ending */                                                                                   \

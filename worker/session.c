@@ -149,6 +149,7 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
     error = segment_protect_readonly(&session->c2w);
     if (error == 0)
         error = segment_seal(&session->w2c);
+    /* The table has room for three segments of each session. */
     if (error == 0)
         error = watch_segment(session, &session->c2w);
     if (error == 0)

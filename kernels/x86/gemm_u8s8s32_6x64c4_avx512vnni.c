@@ -8,9 +8,10 @@
  *     registers: 24 accumulators (6 rows x 4 zmm), 4 for B, 1 for A, of 32
  *     per 4 k:   24 vpdpbusd on two ports = 12 cycles, 10 loads
  *
- * 24 accumulators cover the latency of 5 cycles x 2 ports more than twice.  With fewer than four
- * rows the free accumulators take further k steps (6 / m of them, summed at the end): a single row
- * would otherwise run at the latency of its four chains and not at the bandwidth of the cache.
+ * 24 accumulators cover the latency of 5 cycles x 2 ports more than twice.  With two or three rows
+ * the free accumulators take further k steps (6 / m of them, summed at the end).  A single row is
+ * bound by the read of the panel: 8 chains suffice, and one vpdpbusd per line, without prefetches,
+ * reads L2 13 % faster than 24 chains do (kernels/README.md).
  *
  * A rows are read directly, in whole groups of 4 bytes.  What cannot be is first copied to the
  * stack: the last k % 4 bytes (rows may end at a page's end), and s8 rows, whose bytes need a flip
@@ -94,7 +95,7 @@ INLINE void prefetch(const int8_t *panel, size_t bytes)
 INLINE void tile(size_t m, size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
                  int accumulate)
 {
-    const size_t unroll = MR / m;
+    const size_t unroll = m == 1 ? 2 : MR / m;
     __m512i sum[MR * NV];
     size_t t = 0;
 
@@ -107,17 +108,13 @@ INLINE void tile(size_t m, size_t steps, const uint8_t *const *a, const int8_t *
             sum[i] = _mm512_load_si512(acc + i * LANES);
     }
     for (; t + unroll <= steps; t += unroll) {
-        prefetch(panel + PREFETCH_BYTES, unroll * STEP_BYTES);
+        if (m > 1)
+            prefetch(panel + PREFETCH_BYTES, unroll * STEP_BYTES);
         step(m, a, t * KR, panel, sum);
         if (unroll > 1)
             step(m, a, (t + 1) * KR, panel + STEP_BYTES, sum + m * NV);
         if (unroll > 2)
             step(m, a, (t + 2) * KR, panel + 2 * STEP_BYTES, sum + 2 * m * NV);
-        if (unroll > 3) {
-            step(m, a, (t + 3) * KR, panel + 3 * STEP_BYTES, sum + 3 * m * NV);
-            step(m, a, (t + 4) * KR, panel + 4 * STEP_BYTES, sum + 4 * m * NV);
-            step(m, a, (t + 5) * KR, panel + 5 * STEP_BYTES, sum + 5 * m * NV);
-        }
         panel += unroll * STEP_BYTES;
     }
     for (; t < steps; t++, panel += STEP_BYTES)

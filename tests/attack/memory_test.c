@@ -197,6 +197,64 @@ static void test_hole_without_pages(void **state)
     check_bystander();
 }
 
+/* ---- what others left behind ----------------------------------------------------------------- */
+
+static void check_zeros(const char *memory, uint64_t from, uint64_t to)
+{
+    for (uint64_t i = from; i < to; i++)
+        if (memory[i]) {
+            fprintf(stderr, "byte %lu is 0x%02x\n", (unsigned long)i, (unsigned char)memory[i]);
+            fail();
+        }
+}
+
+/* A fresh session sees zeros, however many have used the memory before it. */
+static void check_canaries(uint64_t arena_bytes, unsigned rounds)
+{
+    for (unsigned round = 0; round < rounds; round++) {
+        struct raw raw;
+
+        raw_open(&raw, worker.socket, 64, arena_bytes);
+        check_zeros(raw.arena, 0, raw.hello.arena_bytes);
+        check_zeros(raw.c2w, GEMMD_CLIENT_LINE_OFFSET + 4, raw.hello.c2w_bytes);
+        check_zeros(raw.w2c, GEMMD_WORKER_LINE_OFFSET, raw.hello.w2c_bytes);
+        memset(raw.arena, 0xc5, raw.hello.arena_bytes);
+        assert_int_equal(run_job(&raw, 3), GEMMD_STATUS_OK);
+        raw_close(&raw);
+    }
+}
+
+static void test_nothing_of_others(void **state)
+{
+    (void)state;
+    check_canaries(MIB, 200);
+}
+
+static void test_nothing_of_others_hugepages(void **state)
+{
+    (void)state;
+    need_hugepages(4); /* so that the same ones come back */
+    check_canaries(4 * MIB, 50);
+}
+
+/* No segment has a name that others could open. */
+static void test_no_names(void **state)
+{
+    struct raw raw;
+    DIR *directory;
+    unsigned found = 0;
+
+    (void)state;
+    raw_open(&raw, worker.socket, 8, MIB);
+    directory = opendir("/dev/shm");
+    for (const struct dirent *entry; directory && (entry = readdir(directory)) != NULL;)
+        found += strncmp(entry->d_name, "gemmd", 5) == 0;
+    if (directory)
+        closedir(directory);
+    assert_int_equal(found, 0);
+    raw_close(&raw);
+}
+
 /* ---- a memory error -------------------------------------------------------------------------- */
 
 static pid_t dispatcher_of(pid_t pid)
@@ -312,6 +370,9 @@ int main(void)
         cmocka_unit_test(test_own_mapping_goes),
         cmocka_unit_test(test_holes_are_filled),
         cmocka_unit_test_teardown(test_hole_without_pages, restore_hugepages),
+        cmocka_unit_test(test_nothing_of_others),
+        cmocka_unit_test_teardown(test_nothing_of_others_hugepages, restore_hugepages),
+        cmocka_unit_test(test_no_names),
         cmocka_unit_test(test_memory_error),
     };
 

@@ -215,6 +215,7 @@ static void use_worker(void)
     close(file);
     gemmd_options_init(&options);
     options.socket = worker.socket;
+    assert_true(gemmd_get_fd(session) >= 0);
     options.control_only = 1;
     assert_int_equal(gemmd_connect(&options, &tool), 0);
     gemmd_close(&tool);

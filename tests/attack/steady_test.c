@@ -13,7 +13,9 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -36,6 +38,7 @@ void *__libc_realloc(void *memory, size_t bytes);
 void *__libc_memalign(size_t align, size_t bytes);
 
 static uint64_t requests;
+static bool count_calls; /* other system calls are requests, too */
 static uint64_t fail_from, fail_to; /* requests that fail, by number; 0: none */
 static __thread bool is_client;     /* this thread's requests are not the worker's */
 
@@ -104,6 +107,44 @@ int __wrap_memfd_create(const char *name, unsigned flags)
     }
     return __real_memfd_create(name, flags);
 }
+
+/* Other calls that a start and a session need. */
+#define WRAPS(X)                                                                                   \
+    X(eventfd, (unsigned count, int flags), SYS_eventfd2, count, flags, 0, 0, 0)                   \
+    X(epoll_create1, (int flags), SYS_epoll_create1, flags, 0, 0, 0, 0)                            \
+    X(epoll_ctl, (int fd, int what, int target, struct epoll_event *event), SYS_epoll_ctl, fd,     \
+      what, target, event, 0)                                                                      \
+    X(socket, (int domain, int type, int protocol), SYS_socket, domain, type, protocol, 0, 0)      \
+    X(bind, (int fd, const struct sockaddr *address, socklen_t bytes), SYS_bind, fd, address,      \
+      bytes, 0, 0)                                                                                 \
+    X(listen, (int fd, int backlog), SYS_listen, fd, backlog, 0, 0, 0)                             \
+    X(accept4, (int fd, struct sockaddr *address, socklen_t *bytes, int flags), SYS_accept4, fd,   \
+      address, bytes, flags, 0)                                                                    \
+    X(getsockopt, (int fd, int level, int name, void *value, socklen_t *bytes), SYS_getsockopt,    \
+      fd, level, name, value, bytes)                                                               \
+    X(recvmsg, (int fd, struct msghdr *message, int flags), SYS_recvmsg, fd, message, flags, 0, 0) \
+    X(sendmsg, (int fd, const struct msghdr *message, int flags), SYS_sendmsg, fd, message, flags, \
+      0, 0)                                                                                        \
+    X(mprotect, (void *memory, size_t bytes, int protection), SYS_mprotect, memory, bytes,         \
+      protection, 0, 0)                                                                            \
+    X(madvise, (void *memory, size_t bytes, int advice), SYS_madvise, memory, bytes, advice, 0, 0) \
+    X(flock, (int fd, int operation), SYS_flock, fd, operation, 0, 0, 0)                           \
+    X(chmod, (const char *path, mode_t mode), SYS_chmod, path, mode, 0, 0, 0)                      \
+    X(fcntl64, (int fd, int command, long argument), SYS_fcntl, fd, command, argument, 0, 0)       \
+    X(ftruncate64, (int fd, off_t bytes), SYS_ftruncate, fd, bytes, 0, 0, 0)
+
+#define X(name, parameters, number, ...)                                                           \
+    int __wrap_##name parameters;                                                                  \
+    int __wrap_##name parameters                                                                   \
+    {                                                                                              \
+        if (count_calls && count_request()) {                                                      \
+            errno = ENOMEM;                                                                        \
+            return -1;                                                                             \
+        }                                                                                          \
+        return (int)syscall(number, __VA_ARGS__);                                                  \
+    }
+WRAPS(X)
+#undef X
 
 /* ---- a worker in this process ---------------------------------------------------------------- */
 
@@ -319,6 +360,7 @@ static unsigned open_fds(void)
 
 struct failing {
     uint64_t from, to;
+    bool calls;
 };
 
 /* In a child.  0: all went well although the request failed (or was never made: 1); 2: a clean
@@ -330,6 +372,7 @@ static int live_with_failure(void *argument)
     enum progress progress;
     int code;
 
+    count_calls = failing->calls;
     fail_from = __atomic_load_n(&requests, __ATOMIC_RELAXED) + failing->from;
     fail_to = failing->to == UINT64_MAX ? UINT64_MAX : fail_from;
     code = open_worker();
@@ -358,14 +401,14 @@ static int live_with_failure(void *argument)
     return progress == SERVED ? 0 : 3;
 }
 
-static void check_failures(bool for_ever)
+static void check_failures(bool for_ever, bool calls)
 {
     unsigned outcomes[4] = {0};
     uint64_t number = 1;
     int outcome = 0;
 
     for (; outcome != 1 && number < 2000; number++) {
-        struct failing failing = {number, for_ever ? UINT64_MAX : number};
+        struct failing failing = {number, for_ever ? UINT64_MAX : number, calls};
 
         outcome = harness_join(harness_fork(live_with_failure, &failing), 30000);
         if (outcome < 0 || outcome > 3)
@@ -384,13 +427,19 @@ static void check_failures(bool for_ever)
 static void test_fails_once(void **state)
 {
     (void)state;
-    check_failures(false);
+    check_failures(false, false);
 }
 
 static void test_fails_for_ever(void **state)
 {
     (void)state;
-    check_failures(true);
+    check_failures(true, false);
+}
+
+static void test_calls_fail_once(void **state)
+{
+    (void)state;
+    check_failures(false, true);
 }
 
 static int start(void **state)
@@ -418,6 +467,7 @@ int main(void)
         cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_fails_once),
         cmocka_unit_test(test_fails_for_ever),
+        cmocka_unit_test(test_calls_fail_once),
     };
 
     return HARNESS_RUN(tests, start, NULL, 110);

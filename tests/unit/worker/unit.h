@@ -24,6 +24,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifdef GEMMD_COVERAGE
+void __gcov_dump(void);
+#endif
+
 /* Runs body(argument) in a child: its exit status, or 1000 + the signal that ended it. */
 __attribute__((unused)) static int in_child(int (*body)(void *), void *argument)
 {
@@ -35,7 +39,11 @@ __attribute__((unused)) static int in_child(int (*body)(void *), void *argument)
     assert_true(pid >= 0);
     if (pid == 0) {
         alarm(20); /* a hang is a failure, too */
-        _exit(body(argument));
+        status = body(argument);
+#ifdef GEMMD_COVERAGE
+        __gcov_dump(); /* _exit forgets what was executed */
+#endif
+        _exit(status);
     }
     assert_int_equal(waitpid(pid, &status, 0), pid);
     return WIFSIGNALED(status) ? 1000 + WTERMSIG(status) : WEXITSTATUS(status);

@@ -45,14 +45,15 @@ int gemmd_slots_init(struct gemmd *session, uint32_t entries)
 
 static void release_slot(struct gemmd *session, uint32_t index)
 {
+    session->hidden -= session->slots[index].hidden;
     session->slots[index].tag = 0;
     session->in_flight--;
     session->slots_free[session->entries - session->in_flight - 1] = index;
 }
 
-/* False: of no job in flight. */
+/* False: of no job in flight.  *taken grows unless it is a cancel's. */
 static bool accept_completion(struct gemmd *session, const struct gemmd_cqe *cqe,
-                              struct gemmd_completion *out)
+                              struct gemmd_completion *out, unsigned *taken)
 {
     uint32_t index = (uint32_t)cqe->user_data, tag = (uint32_t)(cqe->user_data >> 32);
 
@@ -63,6 +64,7 @@ static bool accept_completion(struct gemmd *session, const struct gemmd_cqe *cqe
     out->error = cqe->status ? -gemmd_status_errno_of(cqe->status) : 0;
     out->queue_ns = cqe->queue_ns;
     out->exec_ns = cqe->exec_ns;
+    *taken += !session->slots[index].hidden;
     release_slot(session, index);
     return true;
 }
@@ -71,18 +73,17 @@ static unsigned take_completions(struct gemmd *session, struct gemmd_completion 
                                  unsigned capacity)
 {
     struct gemmd_cqe cqe;
+    uint32_t start = session->cq.index;
     unsigned taken = 0;
 
     if (session->in_flight == 0)
         return 0;
-    while (taken < capacity && gemmd_cq_take(&session->cq, &cqe)) {
-        if (!accept_completion(session, &cqe, &out[taken])) {
+    while (taken < capacity && gemmd_cq_take(&session->cq, &cqe))
+        if (!accept_completion(session, &cqe, &out[taken], &taken)) {
             gemmd_lose(session, "it completed a job that is not in flight");
             break;
         }
-        taken++;
-    }
-    if (taken)
+    if (session->cq.index != start)
         gemmd_cq_release(&session->cq, session->client_line);
     return taken;
 }
@@ -95,6 +96,10 @@ static unsigned take_lost(struct gemmd *session, struct gemmd_completion *out, u
     for (uint32_t i = 0; i < session->entries && taken < capacity && session->in_flight; i++) {
         if (session->slots[i].tag == 0)
             continue;
+        if (session->slots[i].hidden) {
+            release_slot(session, i);
+            continue;
+        }
         out[taken++] = (struct gemmd_completion){
             .user_data = session->slots[i].user_data,
             .status = GEMMD_STATUS_WORKER_LOST,
@@ -355,9 +360,9 @@ int gemmd_run(struct gemmd *session, const struct gemmd_job *job, int timeout_ms
     struct gemmd_completion done;
     int result;
 
-    if (gemmd_is_ours(session) && session->in_flight)
+    if (gemmd_is_ours(session) && session->in_flight != session->hidden)
         return gemmd_fail(session, -EBUSY, "run: %u jobs are in flight; use gemmd_submit",
-                          session->in_flight);
+                          session->in_flight - session->hidden);
     result = gemmd_submit(session, job, 1);
     if (result < 0)
         return result;
@@ -373,5 +378,5 @@ int gemmd_run(struct gemmd *session, const struct gemmd_job *job, int timeout_ms
 
 unsigned gemmd_in_flight(const struct gemmd *session)
 {
-    return session->in_flight;
+    return session->in_flight - session->hidden;
 }

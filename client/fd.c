@@ -75,7 +75,7 @@ void gemmd_fd_arm(struct gemmd *session)
 void gemmd_fd_settle(struct gemmd *session)
 {
     struct gemmd_fd *pollable = &session->pollable;
-    bool left = gemmd_cq_ready(&session->cq);
+    bool left = gemmd_cq_ready(&session->cq) || session->verdicts;
     uint64_t count = 1;
 
     if (!left)

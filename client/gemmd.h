@@ -193,6 +193,14 @@ GEMMD_API size_t gemmd_arena_bytes_free(const struct gemmd *session);
 
 /* ---- jobs ------------------------------------------------------------------------------------ */
 
+/* Order among jobs that wait: latency before normal before background.  A class buys no more than
+ * its session's fair share of the compute; background work counts for a small share only. */
+enum gemmd_priority {
+    GEMMD_PRIORITY_NORMAL = 0,
+    GEMMD_PRIORITY_LATENCY = 1,
+    GEMMD_PRIORITY_BACKGROUND = 2,
+};
+
 /* One layer applied to m rows.  A and C lie inside buffers of the session. */
 struct gemmd_job {
     struct gemmd_layer *layer;
@@ -202,7 +210,10 @@ struct gemmd_job {
     uint32_t a_stride_bytes; /* from row to row; <= 2^24 */
     uint32_t c_stride_bytes;
     uint64_t user_data;      /* returned in the completion */
-    uint64_t reserved[2];    /* 0 */
+    uint64_t deadline_ns;    /* CLOCK_MONOTONIC: not started from then on, but completed with status
+                                DEADLINE (-ETIME); 0 (default): none */
+    enum gemmd_priority priority; /* default NORMAL */
+    uint32_t reserved;       /* 0 */
 };
 
 struct gemmd_completion {
@@ -244,6 +255,15 @@ GEMMD_API int gemmd_wait(struct gemmd *session, struct gemmd_completion *out, un
 /* Submits one job and waits for it.  Only when nothing else is in flight (-EBUSY).
  *   0, -errno of its status, -ETIMEDOUT (the job is still in flight), -EINTR likewise, -EINVAL */
 GEMMD_API int gemmd_run(struct gemmd *session, const struct gemmd_job *job, int timeout_ms);
+
+/* Asks the worker to end the jobs in flight that have this user_data.  Each still completes
+ * exactly once: with status CANCELLED (-ECANCELED; C is undefined), or as usual when it was faster.
+ * Takes a place in the submission ring until the worker has seen it; never blocks, no system call.
+ *   > 0          so many jobs were asked for
+ *   -ENOENT      none in flight has it
+ *   -EAGAIN      the ring is full: reap completions first
+ *   -ECONNRESET  the worker is gone */
+GEMMD_API int gemmd_cancel(struct gemmd *session, uint64_t user_data);
 
 /* A descriptor for the program's own event loop (epoll, poll, libuv, asyncio): watch it for
  * reading, and call gemmd_poll when it is readable.  It is the session's: do not read, write or
@@ -306,12 +326,19 @@ struct gemmd_layer_info {
     uint32_t uid;        /* whose quota it counts against */
     int pinned;          /* 1: never evicted */
     int unloaded;        /* 1: goes with its last handle */
+    uint64_t exec_ns;            /* compute, of all threads */
+    uint64_t panels, panel_rows; /* as in struct gemmd_stats, of this layer */
+    uint64_t queue_p50_ns, queue_p99_ns, exec_p50_ns, exec_p99_ns;
 };
 
 struct gemmd_session_info {
     uint32_t session_id, pid, uid, ring_entries, layers;
     const char *state; /* "new", "mapping", "live" */
-    uint64_t arena_bytes, jobs, jobs_failed, rows, exec_ns, doorbells, wakeups, age_ns;
+    uint64_t arena_bytes, jobs, jobs_failed, rows;
+    uint64_t exec_ns; /* its share of the compute */
+    uint64_t doorbells, wakeups, age_ns;
+    uint64_t queue_p50_ns, queue_p99_ns, exec_p50_ns, exec_p99_ns, deadline_misses, cancelled;
+    uint32_t in_flight;
 };
 
 /* Latency distribution of the worker, ns. */
@@ -319,15 +346,29 @@ struct gemmd_percentiles {
     uint64_t count, p50, p90, p99, p999, max;
 };
 
+#define GEMMD_CORES_MAX 256
+
 struct gemmd_stats {
     /* the worker's, since its start */
     uint64_t jobs, jobs_failed, rows, macs, exec_ns, turns, sleeps, doorbells, wakes, syscalls;
     uint64_t spins_hit, spins_missed, rescues, sessions_opened, sessions_closed, sessions_violated;
     uint64_t layers_created, layers_attached;
+    uint64_t slices, preempted; /* stretches of work; of these, ended early for something new */
+    uint64_t panels, panel_rows; /* passes over a panel of weights, and the rows in them: their
+                                    ratio is the coalescing factor */
+    uint64_t shared_slices;     /* of jobs of more than one session */
+    uint64_t team_slices;       /* cut over the compute threads */
+    uint64_t deadline_misses, cancelled, repinned, trace_lost;
     struct gemmd_percentiles queue, exec;
     /* this session's own, counted in this process */
     uint64_t session_jobs, session_doorbells, session_sleeps, session_syscalls;
     uint64_t session_recoveries; /* workers it outlived */
+    /* the compute threads; the first core_count of them */
+    uint32_t core_count;
+    struct gemmd_core_time {
+        uint32_t cpu;
+        uint64_t busy_ns, spin_ns, sleep_ns;
+    } cores[GEMMD_CORES_MAX];
 };
 
 /* All three block; 0 or -errno as gemmd_layer_open. */

@@ -91,6 +91,13 @@ int gemmd_get_layer_info(struct gemmd *session, uint32_t index, struct gemmd_lay
         .uid = reply.uid,
         .pinned = (reply.flags & GEMMD_LAYER_PINNED) != 0,
         .unloaded = (reply.flags & GEMMD_LAYER_UNLOADED) != 0,
+        .exec_ns = reply.exec_ns,
+        .panels = reply.panels,
+        .panel_rows = reply.panel_rows,
+        .queue_p50_ns = reply.latency.queue_p50_ns,
+        .queue_p99_ns = reply.latency.queue_p99_ns,
+        .exec_p50_ns = reply.latency.exec_p50_ns,
+        .exec_p99_ns = reply.latency.exec_p99_ns,
     };
     COPY_TEXT(out->name, reply.name);
     COPY_TEXT(out->kernel, reply.kernel);
@@ -133,6 +140,13 @@ int gemmd_get_session_info(struct gemmd *session, uint32_t index, struct gemmd_s
         .doorbells = reply.doorbells,
         .wakeups = reply.wakeups,
         .age_ns = reply.age_ns,
+        .queue_p50_ns = reply.latency.queue_p50_ns,
+        .queue_p99_ns = reply.latency.queue_p99_ns,
+        .exec_p50_ns = reply.latency.exec_p50_ns,
+        .exec_p99_ns = reply.latency.exec_p99_ns,
+        .deadline_misses = reply.deadline_misses,
+        .cancelled = reply.cancelled,
+        .in_flight = reply.in_flight,
     };
     return 0;
 }
@@ -203,6 +217,22 @@ static void summarise(const struct gemmd_histogram *histogram, struct gemmd_perc
     }
 }
 
+static_assert(GEMMD_CORES_MAX == GEMMD_STATS_CORES_MAX, "as many as the page has");
+
+static void summarise_cores(const struct gemmd_stats_page *page, struct gemmd_stats *out)
+{
+    uint64_t count = gemmd_counter_read(&page->core_count);
+
+    out->core_count = count < GEMMD_CORES_MAX ? (uint32_t)count : GEMMD_CORES_MAX;
+    for (uint32_t i = 0; i < out->core_count; i++)
+        out->cores[i] = (struct gemmd_core_time){
+            .cpu = (uint32_t)gemmd_counter_read(&page->cores[i].cpu),
+            .busy_ns = gemmd_counter_read(&page->cores[i].busy_ns),
+            .spin_ns = gemmd_counter_read(&page->cores[i].spin_ns),
+            .sleep_ns = gemmd_counter_read(&page->cores[i].sleep_ns),
+        };
+}
+
 int gemmd_get_stats(struct gemmd *session, struct gemmd_stats *out)
 {
     const struct gemmd_stats_page *page;
@@ -233,9 +263,20 @@ int gemmd_get_stats(struct gemmd *session, struct gemmd_stats *out)
     COUNTER(sessions_violated);
     COUNTER(layers_created);
     COUNTER(layers_attached);
+    COUNTER(slices);
+    COUNTER(preempted);
+    COUNTER(panels);
+    COUNTER(panel_rows);
+    COUNTER(shared_slices);
+    COUNTER(team_slices);
+    COUNTER(deadline_misses);
+    COUNTER(cancelled);
+    COUNTER(repinned);
+    COUNTER(trace_lost);
 #undef COUNTER
     summarise(&page->queue_ns, &out->queue);
     summarise(&page->exec_ns_histogram, &out->exec);
+    summarise_cores(page, out);
     out->session_jobs = session->jobs;
     out->session_doorbells = session->doorbells;
     out->session_sleeps = session->sleeps;

@@ -25,6 +25,7 @@
 struct gemmd_slot {
     uint64_t user_data; /* the caller's */
     uint32_t tag;       /* differs between uses of the slot; 0: free */
+    bool hidden;        /* a cancel: its completion is not the caller's to see */
 };
 
 /* A piece of the arena, free or given out. */
@@ -83,7 +84,7 @@ struct gemmd {
     bool unflushed;      /* jobs were submitted since the doorbell word was last read */
     bool control_only;
     struct gemmd_ring_end sq, cq;
-    uint32_t entries, in_flight;
+    uint32_t entries, in_flight, hidden; /* hidden: of in_flight, cancels */
     struct gemmd_slot *slots;
     uint32_t *slots_free; /* a stack of `entries - in_flight` indices */
     uint32_t next_tag;

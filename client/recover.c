@@ -28,7 +28,7 @@
 
 struct gemmd_job_copy {
     struct gemmd_sqe sqe;
-    struct gemmd_layer *layer; /* NULL: closed since */
+    struct gemmd_layer *layer; /* NULL: closed since, or a cancel */
     enum gemmd_status verdict; /* not OK: completes with it, the worker does not know the job */
 };
 
@@ -142,6 +142,10 @@ static int compare_tags(const void *left, const void *right)
 
 static void submit_again(struct gemmd *session, struct gemmd_job_copy *copy)
 {
+    if (copy->sqe.op == GEMMD_OP_CANCEL) {
+        gemmd_sq_push(&session->sq, &copy->sqe); /* its target has kept its tag */
+        return;
+    }
     if (!copy->layer || copy->layer->lost) {
         copy->verdict = copy->layer ? GEMMD_STATUS_WORKER_LOST : GEMMD_STATUS_LAYER_STALE;
         session->verdicts++;
@@ -189,6 +193,7 @@ bool gemmd_take_verdict(struct gemmd *session, uint32_t *index, enum gemmd_statu
 /* Takes over what `fresh` has with its worker.  Its arena is already where ours was. */
 static void take_over(struct gemmd *session, struct gemmd *fresh)
 {
+    gemmd_fd_detach(session);
     close(session->fd);
     close(session->kick_fd);
     munmap(session->c2w, session->c2w_bytes);
@@ -222,6 +227,7 @@ static int find_another(struct gemmd *session, uint64_t deadline_ns)
         return gemmd_fail(session, -ENOMEM, "no memory to connect again");
     fresh->generation = session->generation;
     fresh->fd = fresh->kick_fd = -1;
+    fresh->pollable = (struct gemmd_fd){.app = -1, .wake = -1, .self = -1};
     fresh->debug = session->debug;
     fresh->timeout_ms = session->timeout_ms;
     fresh->options = session->options;
@@ -272,6 +278,8 @@ int gemmd_recover(struct gemmd *session)
         }
         if (error == 0)
             error = submit_all_again(session);
+        if (error == 0)
+            error = gemmd_fd_attach(session);
         if (!may_come_back(error) || gemmd_now_ns() >= deadline_ns)
             break;
         nanosleep(&pause, NULL);

@@ -29,8 +29,10 @@ static const char *find_fault(const struct gemmd *session, const struct gemmd_jo
         return "layer: NULL, or of another session";
     if (job->layer->lost)
         return "layer: lost with its worker; create it again";
-    if (job->reserved[0] || job->reserved[1])
+    if (job->reserved)
         return "reserved: must be 0; call gemmd_job_init";
+    if ((unsigned)job->priority > GEMMD_PRIORITY_BACKGROUND)
+        return "priority: unknown class";
     if (job->m && a_offset >= session->arena.bytes)
         return "a: not in a buffer of this session; see gemmd_buffer_alloc";
     if (job->m && c_offset >= session->arena.bytes)
@@ -43,14 +45,31 @@ static uint64_t offset_of(const struct gemmd *session, const void *pointer)
     return (uint64_t)((uintptr_t)pointer - (uintptr_t)session->arena.memory);
 }
 
-/* Takes a slot of the table and one of the ring; there is one of each. */
-static void push(struct gemmd *session, const struct gemmd_job *job, uint64_t a_offset,
-                 uint64_t c_offset)
+/* Takes a slot of the table and one of the ring; there is one of each.  `layer` NULL: a cancel. */
+static void push(struct gemmd *session, struct gemmd_sqe *sqe, uint64_t user_data,
+                 struct gemmd_layer *layer)
 {
     uint32_t index = session->slots_free[session->entries - session->in_flight - 1];
     struct gemmd_slot *slot = &session->slots[index];
+
+    if (++session->next_tag == 0)
+        session->next_tag = 1;
+    *slot = (struct gemmd_slot){
+        .user_data = user_data, .tag = session->next_tag, .hidden = !layer};
+    sqe->user_data = (uint64_t)slot->tag << 32 | index;
+    session->in_flight++;
+    session->hidden += !layer;
+    if (session->copies)
+        gemmd_copy_job(session, index, sqe, layer);
+    gemmd_sq_push(&session->sq, sqe);
+}
+
+static void push_job(struct gemmd *session, const struct gemmd_job *job, uint64_t a_offset,
+                     uint64_t c_offset)
+{
     struct gemmd_sqe sqe = {
         .op = GEMMD_OP_GEMM,
+        .priority = (uint8_t)job->priority,
         .m = job->m,
         .layer_id = job->layer->id,
         .layer_gen = job->layer->gen,
@@ -58,17 +77,10 @@ static void push(struct gemmd *session, const struct gemmd_job *job, uint64_t a_
         .c_offset = c_offset,
         .a_stride_bytes = job->a_stride_bytes,
         .c_stride_bytes = job->c_stride_bytes,
+        .deadline_ns = job->deadline_ns,
     };
 
-    if (++session->next_tag == 0)
-        session->next_tag = 1;
-    slot->tag = session->next_tag;
-    slot->user_data = job->user_data;
-    sqe.user_data = (uint64_t)slot->tag << 32 | index;
-    session->in_flight++;
-    if (session->copies)
-        gemmd_copy_job(session, index, &sqe, job->layer);
-    gemmd_sq_push(&session->sq, &sqe);
+    push(session, &sqe, job->user_data, job->layer);
 }
 
 /* check_submit: nothing can be taken before what is in flight is reaped. */
@@ -114,11 +126,33 @@ int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, unsigned c
             return gemmd_fail(session, -EINVAL, "%s", fault);
         if (fault)
             break;
-        push(session, job, job->m ? a_offset : 0, job->m ? c_offset : 0);
+        push_job(session, job, job->m ? a_offset : 0, job->m ? c_offset : 0);
     }
     session->jobs += taken;
     session->unflushed |= taken != 0;
     return (int)taken;
+}
+
+int gemmd_cancel(struct gemmd *session, uint64_t user_data)
+{
+    int asked = 0, error = check_submit(session);
+
+    if (error < 0)
+        return error;
+    if (error == GEMMD_SUBMIT_LATER || session->in_flight == session->entries)
+        return gemmd_fail(session, -EAGAIN, "cancel: the ring is full; reap completions first");
+    for (uint32_t i = 0; i < session->entries && session->in_flight < session->entries; i++) {
+        const struct gemmd_slot *slot = &session->slots[i];
+        struct gemmd_sqe sqe = {.op = GEMMD_OP_CANCEL, .target = (uint64_t)slot->tag << 32 | i};
+
+        if (slot->tag == 0 || slot->hidden || slot->user_data != user_data)
+            continue;
+        push(session, &sqe, user_data, NULL);
+        session->unflushed = true;
+        asked++;
+    }
+    return asked ? asked
+                 : gemmd_fail(session, -ENOENT, "cancel: no job in flight has that user_data");
 }
 
 int gemmd_flush(struct gemmd *session)

@@ -41,13 +41,25 @@ enum gemmd_abi_activation {
 
 enum gemmd_op {
     GEMMD_OP_GEMM = 1, /* one layer applied to m rows; m = 0 completes at once, memory untouched */
+    /* Ends the unfinished jobs of this session whose user_data is `target`: each gets its one
+     * completion, with CANCELLED unless it had finished before.  Then the cancel gets its own: OK
+     * when it ended at least one, else CANCEL_MISSED.  Only op, target and user_data are set. */
+    GEMMD_OP_CANCEL = 2,
+};
+
+/* Classes buy order, not share: worker/README.md. */
+enum gemmd_abi_priority {
+    GEMMD_ABI_PRIORITY_NORMAL = 0,
+    GEMMD_ABI_PRIORITY_LATENCY = 1,
+    GEMMD_ABI_PRIORITY_BACKGROUND = 2,
 };
 
 /* A submission: one cache line, one job.  Written by the client, seq last. */
 struct gemmd_sqe {
     uint8_t op;              /*  0: enum gemmd_op */
     uint8_t flags;           /*  1: must be 0 */
-    uint16_t reserved0;      /*  2: must be 0 */
+    uint8_t priority;        /*  2: enum gemmd_abi_priority */
+    uint8_t reserved0;       /*  3: must be 0 */
     uint32_t m;              /*  4: rows, 0 .. GEMMD_M_MAX */
     uint32_t layer_id;       /*  8: from the layer reply; valid in this session only */
     uint32_t layer_gen;      /* 12: from the same reply; a closed layer's generation is stale */
@@ -55,9 +67,12 @@ struct gemmd_sqe {
     uint64_t c_offset;       /* 24: likewise for C */
     uint32_t a_stride_bytes; /* 32: from row to row; >= the row's bytes unless m <= 1 */
     uint32_t c_stride_bytes; /* 36 */
-    uint64_t reserved1;      /* 40: must be 0 */
+    union {
+        uint64_t deadline_ns; /* 40: GEMM: CLOCK_MONOTONIC; not started from then on; 0 = none */
+        uint64_t target;      /* 40: CANCEL: a user_data */
+    };
     uint64_t user_data;      /* 48: returned in the completion */
-    uint32_t reserved2;      /* 56: must be 0 */
+    uint32_t reserved1;      /* 56: must be 0 */
     uint32_t seq;            /* 60: index + 1, the ring's full/empty flag */
 };
 
@@ -129,7 +144,8 @@ enum gemmd_worker_state {
 
 GEMMD_AT(gemmd_sqe, op, 0);
 GEMMD_AT(gemmd_sqe, flags, 1);
-GEMMD_AT(gemmd_sqe, reserved0, 2);
+GEMMD_AT(gemmd_sqe, priority, 2);
+GEMMD_AT(gemmd_sqe, reserved0, 3);
 GEMMD_AT(gemmd_sqe, m, 4);
 GEMMD_AT(gemmd_sqe, layer_id, 8);
 GEMMD_AT(gemmd_sqe, layer_gen, 12);
@@ -137,9 +153,10 @@ GEMMD_AT(gemmd_sqe, a_offset, 16);
 GEMMD_AT(gemmd_sqe, c_offset, 24);
 GEMMD_AT(gemmd_sqe, a_stride_bytes, 32);
 GEMMD_AT(gemmd_sqe, c_stride_bytes, 36);
-GEMMD_AT(gemmd_sqe, reserved1, 40);
+GEMMD_AT(gemmd_sqe, deadline_ns, 40);
+GEMMD_AT(gemmd_sqe, target, 40);
 GEMMD_AT(gemmd_sqe, user_data, 48);
-GEMMD_AT(gemmd_sqe, reserved2, 56);
+GEMMD_AT(gemmd_sqe, reserved1, 56);
 GEMMD_AT(gemmd_sqe, seq, 60);
 static_assert(sizeof(struct gemmd_sqe) == 64, "a submission is one cache line");
 

@@ -270,6 +270,11 @@ struct gemmd_msg_list {
     uint32_t reserved; /* 20 */
 };
 
+/* Of the jobs of a layer or a session, ns; known to a quarter. */
+struct gemmd_abi_latency {
+    uint64_t queue_p50_ns, queue_p99_ns, exec_p50_ns, exec_p99_ns;
+};
+
 struct gemmd_msg_layers_reply {
     struct gemmd_msg_header header;
     struct gemmd_layer_desc_abi desc; /* 16 */
@@ -284,6 +289,10 @@ struct gemmd_msg_layers_reply {
     char kernel[64];                  /* 200 */
     uint32_t uid;                     /* 264: whose quota it counts against */
     uint32_t flags;                   /* 268: GEMMD_LAYER_* */
+    uint64_t exec_ns;                 /* 272: compute, of all threads */
+    uint64_t panels;                  /* 280: as in proto/stats.h */
+    uint64_t panel_rows;              /* 288 */
+    struct gemmd_abi_latency latency; /* 296 */
 };
 
 enum gemmd_layer_flags {
@@ -307,6 +316,11 @@ struct gemmd_msg_sessions_reply {
     uint32_t layers;         /* 88 */
     uint32_t state;          /* 92: enum gemmd_session_state */
     uint64_t age_ns;         /* 96 */
+    struct gemmd_abi_latency latency; /* 104 */
+    uint64_t deadline_misses;         /* 136 */
+    uint64_t cancelled;               /* 144 */
+    uint32_t in_flight;               /* 152 */
+    uint32_t reserved;                /* 156 */
 };
 
 enum gemmd_session_state {
@@ -364,8 +378,8 @@ static_assert(sizeof(struct gemmd_msg_takeover_reply) == 40, "wire size");
 static_assert(sizeof(struct gemmd_msg_takeover_commit) == 24, "wire size");
 static_assert(sizeof(struct gemmd_msg_info_reply) == 560, "wire size");
 static_assert(sizeof(struct gemmd_msg_list) == 24, "wire size");
-static_assert(sizeof(struct gemmd_msg_layers_reply) == 272, "wire size");
-static_assert(sizeof(struct gemmd_msg_sessions_reply) == 104, "wire size");
+static_assert(sizeof(struct gemmd_msg_layers_reply) == 328, "wire size");
+static_assert(sizeof(struct gemmd_msg_sessions_reply) == 160, "wire size");
 static_assert(sizeof(struct gemmd_msg_stats_reply) == 24, "wire size");
 static_assert(sizeof(struct gemmd_msg_info_reply) <= GEMMD_MESSAGE_BYTES_MAX, "fits a packet");
 
@@ -421,6 +435,8 @@ GEMMD_AT(gemmd_msg_layers_reply, kernel, 200);
 GEMMD_AT(gemmd_msg_layers_reply, uid, 264);
 GEMMD_AT(gemmd_msg_sessions_reply, jobs, 40);
 GEMMD_AT(gemmd_msg_sessions_reply, layers, 88);
+GEMMD_AT(gemmd_msg_layers_reply, latency, 296);
 GEMMD_AT(gemmd_msg_sessions_reply, age_ns, 96);
+GEMMD_AT(gemmd_msg_sessions_reply, latency, 104);
 
 #endif

@@ -38,6 +38,10 @@
 /* Sessions of one worker: 1,000 clients and the tools that watch them. */
 #define GEMMD_WORKER_SESSIONS_MAX UINT32_C(1100)
 
+/* Jobs in flight of all sessions of one user, beyond a few that each session may always have: 64
+ * sessions with full rings of the default size. */
+#define GEMMD_USER_JOBS_MAX UINT32_C(16384)
+
 /* A layer's name, with its terminating zero. */
 #define GEMMD_NAME_BYTES 64
 /* One control message.  A page: larger data travels through the arena. */

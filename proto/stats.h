@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define GEMMD_STATS_MAGIC UINT64_C(0x0053444d4d454700) /* bytes 00 "GEMMDS" 00 */
-#define GEMMD_STATS_VERSION 1
+#define GEMMD_STATS_VERSION 2
 
 /* 2^36 ns = 69 s; longer ones count in the last bucket. */
 #define GEMMD_HISTOGRAM_BUCKETS (16 * (36 - 3))
@@ -29,7 +29,15 @@ struct gemmd_histogram {
     X(jobs_failed, "of these, with a status other than OK")                                        \
     X(rows, "rows of A computed")                                                                  \
     X(macs, "multiply-accumulates")                                                                \
-    X(exec_ns, "time in kernels, ns")                                                              \
+    X(exec_ns, "time in kernels, ns, of all threads")                                              \
+    X(slices, "stretches of work between two looks at the rings")                                  \
+    X(preempted, "of these, ended early because a submission had come")                            \
+    X(panels, "passes over a panel of weights")                                                    \
+    X(panel_rows, "rows in these passes; panel_rows / panels is the coalescing factor")            \
+    X(shared_slices, "slices with jobs of more than one session")                                  \
+    X(team_slices, "slices of which other threads than the dispatcher ran a part")                 \
+    X(deadline_misses, "jobs not run because their deadline had passed")                           \
+    X(cancelled, "jobs ended by a cancel")                                                         \
     X(turns, "turns of the dispatcher's loop")                                                     \
     X(sleeps, "times the dispatcher slept")                                                        \
     X(doorbells, "doorbells heard")                                                                \
@@ -43,7 +51,21 @@ struct gemmd_histogram {
     X(sessions_violated, "control: of these, ended by a protocol violation")                       \
     X(layers_created, "control: layers packed")                                                    \
     X(layers_attached, "control: creations that found the layer present")                          \
+    X(repinned, "control: threads put back on their CPU after a cpuset change")                    \
+    X(trace_lost, "events that found the trace's ring full")                                       \
     X(heartbeat, "grows while the dispatcher runs, at least every 100 ms")
+
+/* Compute threads: the dispatcher is core 0. */
+#define GEMMD_STATS_CORES_MAX 256
+
+/* What one of them did with its time, ns; the rest of its life it was in none of the three for less
+ * than one slice. */
+struct gemmd_core_stats {
+    uint64_t cpu;
+    uint64_t busy_ns;  /* in kernels */
+    uint64_t spin_ns;  /* looking for work */
+    uint64_t sleep_ns; /* its CPU was free for others */
+};
 
 struct gemmd_stats_page {
     uint64_t magic;   /* 0 */
@@ -54,9 +76,12 @@ struct gemmd_stats_page {
 #undef X
     struct gemmd_histogram queue_ns; /* sight of a job to its start */
     struct gemmd_histogram exec_ns_histogram;
+    uint64_t core_count;
+    struct gemmd_core_stats cores[GEMMD_STATS_CORES_MAX];
 };
 
-static_assert(sizeof(struct gemmd_stats_page) == 16 + 19 * 8 + 2 * 8 * GEMMD_HISTOGRAM_BUCKETS,
+static_assert(sizeof(struct gemmd_stats_page) ==
+                  16 + 29 * 8 + 2 * 8 * GEMMD_HISTOGRAM_BUCKETS + 8 + 32 * GEMMD_STATS_CORES_MAX,
               "no padding");
 
 /* The single writer of `word`. */

@@ -24,6 +24,10 @@
     X(OVERLAP, 11, EINVAL, "c_offset: C overlaps A")                                               \
     X(WORKER_LOST, 12, ECONNRESET, "worker: it ended before the job completed")                    \
     X(SESSION_ENDED, 13, ECONNABORTED, "session: ended by the worker after a protocol violation")  \
+    X(DEADLINE, 14, ETIME, "deadline_ns: it had passed when the job's turn came; not run")         \
+    X(CANCELLED, 15, ECANCELED, "job: cancelled before it was complete")                           \
+    X(CANCEL_MISSED, 16, ENOENT, "target: no unfinished job of this session has that user_data")   \
+    X(PRIORITY, 17, EINVAL, "priority: unknown class")                                             \
     /* control messages: the session lives on */                                                   \
     X(STATE, 32, EPROTO, "message: not allowed in this state of the session")                      \
     X(RING_ENTRIES, 33, EINVAL, "ring_entries: not a power of two within the limits")              \

@@ -207,12 +207,19 @@ bool gemmd_range_inside(uint64_t offset, uint64_t bytes, uint64_t limit)
 
 enum gemmd_status gemmd_validate_job_form(const struct gemmd_sqe *sqe)
 {
-    if (sqe->op != GEMMD_OP_GEMM)
+    if (sqe->op != GEMMD_OP_GEMM && sqe->op != GEMMD_OP_CANCEL)
         return GEMMD_STATUS_OP;
     if (sqe->flags)
         return GEMMD_STATUS_FLAGS;
-    if (sqe->reserved0 || sqe->reserved1 || sqe->reserved2)
+    if (sqe->reserved0 || sqe->reserved1)
         return GEMMD_STATUS_RESERVED;
+    if (sqe->op == GEMMD_OP_CANCEL)
+        return sqe->priority || sqe->m || sqe->layer_id || sqe->layer_gen || sqe->a_offset ||
+                       sqe->c_offset || sqe->a_stride_bytes || sqe->c_stride_bytes
+                   ? GEMMD_STATUS_RESERVED
+                   : GEMMD_STATUS_OK;
+    if (sqe->priority > GEMMD_ABI_PRIORITY_BACKGROUND)
+        return GEMMD_STATUS_PRIORITY;
     if (sqe->m > GEMMD_M_MAX)
         return GEMMD_STATUS_M;
     return GEMMD_STATUS_OK;

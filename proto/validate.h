@@ -55,7 +55,8 @@ struct gemmd_job_shape {
     uint32_t c_align;     /* sizeof c_type: C's offset and stride are multiples */
 };
 
-/* Everything of a submission that does not depend on a layer: op, flags, reserved fields, m. */
+/* Everything of a submission that does not depend on a layer: op, flags, reserved fields, priority,
+ * m.  A cancel is complete with this. */
 enum gemmd_status gemmd_validate_job_form(const struct gemmd_sqe *sqe);
 
 /* Operands of a job of the given shape inside an arena of `arena_bytes`: strides, ranges,

@@ -39,6 +39,19 @@ static uint64_t probe_ns(const struct gemm_kernel *kernel)
     return bench_now_ns() - begin;
 }
 
+/* The kernel of exactly this level; NULL where it is not present. */
+static const struct gemm_kernel *kernel_of_level(const char *level, uint32_t present)
+{
+    size_t count;
+    const struct gemm_kernel *kernels = gemm_kernels(&count);
+
+    for (size_t i = 0; i < count; i++) {
+        if (!strcmp(cpu_level_name(kernels[i].level), level))
+            return present & UINT32_C(1) << kernels[i].level ? &kernels[i] : NULL;
+    }
+    return NULL;
+}
+
 bool bench_ours_select(const char *level, const char **kernel_name, const char **level_name)
 {
     uint32_t present = cpu_detect(), mask;
@@ -46,15 +59,9 @@ bool bench_ours_select(const char *level, const char **kernel_name, const char *
     if (!cpu_mask_parse(getenv("GEMMD_CPU_MASK"), &mask))
         return false;
     present &= mask;
-    if (level) {
-        if (!cpu_mask_parse(level, &mask))
-            return false;
-        selected = gemm_select(present & mask);
-        if (strcmp(cpu_level_name(selected->level), level))
-            return false;
-    } else {
-        selected = gemm_select_measured(present, probe_ns);
-    }
+    selected = level ? kernel_of_level(level, present) : gemm_select_measured(present, probe_ns);
+    if (!selected)
+        return false;
     *kernel_name = selected->name;
     *level_name = cpu_level_name(selected->level);
     return true;

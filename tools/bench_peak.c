@@ -13,8 +13,8 @@ enum {
     REPEAT = 2, /* of the 12 in one iteration */
     READ_STEP = 512,
     TARGET_NS = 1000000,
-    BEST_OF = 50, /* of a millisecond each: some of them undisturbed */
-    BEST_OF_QUICK = 7,
+    BEST_OF = 50,       /* of a millisecond each: some of them undisturbed */
+    BEST_OF_MEMORY = 7, /* passes over all of it */
 };
 
 #define READ_MEMORY_MAX ((size_t)1 << 30)
@@ -114,12 +114,12 @@ static const struct instrument *find(const char *level)
     return NULL;
 }
 
-static double measure_multiply(const struct instrument *instrument, int best_of)
+static double measure_multiply(const struct instrument *instrument)
 {
     size_t count = 1000;
     double best = 0;
 
-    for (int i = 0; i < best_of;) {
+    for (int i = 0; i < BEST_OF;) {
         uint64_t begin = bench_now_ns(), ns;
 
         instrument->multiply(count);
@@ -159,7 +159,6 @@ void bench_peak_measure(struct bench_peak *peak, struct bench_machine *machine, 
                         bool quick)
 {
     const struct instrument *instrument = find(level), *vector;
-    int best_of = quick ? BEST_OF_QUICK : BEST_OF;
     uint8_t *memory;
 
     memset(peak, 0, sizeof(*peak));
@@ -167,8 +166,8 @@ void bench_peak_measure(struct bench_peak *peak, struct bench_machine *machine, 
         return; /* the reference has no instruction of its own */
     vector = strcmp(level, "amx") ? instrument : find("avx512vnni");
     peak->instruction = instrument->instruction;
-    peak->gops = measure_multiply(instrument, best_of);
-    peak->vector_gops = vector == instrument ? peak->gops : measure_multiply(vector, best_of);
+    peak->gops = measure_multiply(instrument);
+    peak->vector_gops = vector == instrument ? peak->gops : measure_multiply(vector);
     peak->l2_bytes = machine->l2_bytes / 2;
     peak->l3_bytes = machine->l2_bytes * 8 < machine->l3_bytes / 2 ? machine->l2_bytes * 8
                                                                    : machine->l3_bytes / 2;
@@ -181,9 +180,9 @@ void bench_peak_measure(struct bench_peak *peak, struct bench_machine *machine, 
     peak->memory_bytes -= peak->memory_bytes % READ_STEP;
     memory = bench_alloc(machine, peak->memory_bytes);
     memset(memory, 1, peak->memory_bytes); /* every page its own memory */
-    peak->l2_gbps = measure_read(instrument, memory, peak->l2_bytes, best_of);
-    peak->l3_gbps = measure_read(instrument, memory, peak->l3_bytes, best_of);
-    peak->memory_gbps = measure_read(instrument, memory, peak->memory_bytes, BEST_OF_QUICK);
+    peak->l2_gbps = measure_read(instrument, memory, peak->l2_bytes, BEST_OF);
+    peak->l3_gbps = measure_read(instrument, memory, peak->l3_bytes, BEST_OF);
+    peak->memory_gbps = measure_read(instrument, memory, peak->memory_bytes, BEST_OF_MEMORY);
     bench_free(memory, peak->memory_bytes);
 }
 

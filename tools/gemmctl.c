@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sysexits.h>
+#include <unistd.h>
 
 #include "tools/gemmctl.h"
 
@@ -27,7 +28,8 @@ static const char usage_text[] =
     "  info      the worker: node, CPUs, kernel, event loop, weight pool by page size\n"
     "  layers    the layers it holds\n"
     "  sessions  its sessions (of all users only for root and the worker's own user)\n"
-    "  stats     counters and latency percentiles since its start\n"
+    "  stats     counters and latency percentiles since its start; with --watch[=SECONDS] a line\n"
+    "            of rates each second, or each SECONDS\n"
     "for root and the worker's own user:\n"
     "  load FILE[:NAME]  loads a packed file or safetensors; its layers are NAME/LAYER\n"
     "  unload NAME    the layer of that name and those below it\n"
@@ -145,6 +147,27 @@ done:
     return error;
 }
 
+/* Until the worker is gone or the output cannot be written. */
+static int watch_stats(struct gemmctl *ctl, struct gemmd_stats *before)
+{
+    for (;;) {
+        struct gemmd_stats now;
+        int error;
+
+        sleep(ctl->watch_s);
+        error = gemmd_get_stats(ctl->session, &now);
+        if (error < 0)
+            return error;
+        if (ctl->json)
+            error = gemmctl_json_stats(&now);
+        else
+            gemmctl_text_watch(before, &now, ctl->watch_s);
+        if (error < 0 || fflush(stdout) != 0)
+            return error;
+        *before = now;
+    }
+}
+
 static int run_stats(struct gemmctl *ctl)
 {
     struct gemmd_stats stats;
@@ -152,6 +175,8 @@ static int run_stats(struct gemmctl *ctl)
 
     if (error < 0)
         return error;
+    if (ctl->watch_s)
+        return watch_stats(ctl, &stats);
     if (ctl->json)
         return gemmctl_json_stats(&stats);
     gemmctl_text_stats(&stats);
@@ -237,6 +262,7 @@ int main(int argc, char **argv)
     static const struct option long_options[] = {
         {"socket", required_argument, NULL, 's'}, {"json", no_argument, NULL, 'j'},
         {"version", no_argument, NULL, 'v'},      {"help", no_argument, NULL, 'h'},
+        {"watch", optional_argument, NULL, 'w'},
         {NULL, 0, NULL, 0},
     };
     struct gemmctl ctl = {0};
@@ -250,6 +276,13 @@ int main(int argc, char **argv)
             break;
         case 'j':
             ctl.json = true;
+            break;
+        case 'w':
+            ctl.watch_s = optarg ? (unsigned)strtoul(optarg, NULL, 10) : 1;
+            if (ctl.watch_s < 1 || ctl.watch_s > 3600) {
+                fprintf(stderr, "gemmctl: --watch=%s: give 1 to 3600 seconds\n", optarg);
+                return EX_USAGE;
+            }
             break;
         case 'v':
             printf("gemmctl %s\n", gemmd_version());
@@ -269,6 +302,10 @@ int main(int argc, char **argv)
     command = find_command(argv[optind]);
     if (!command) {
         fprintf(stderr, "gemmctl: unknown command '%s'\n%s", argv[optind], usage_text);
+        return EX_USAGE;
+    }
+    if (ctl.watch_s && command->run != run_stats) {
+        fprintf(stderr, "gemmctl: --watch is for stats\n");
         return EX_USAGE;
     }
     ctl.argument = argv[optind + 1];

@@ -14,6 +14,7 @@ struct gemmctl {
     const char *socket;
     const char *argument; /* of the command; NULL: none */
     bool json;
+    unsigned watch_s; /* stats: a line of rates so often; 0: once */
     struct gemmd *session;
 };
 
@@ -35,6 +36,9 @@ void gemmctl_text_info(const struct gemmd_info *info);
 void gemmctl_text_layers(const struct gemmd_layer_info *layers, size_t count);
 void gemmctl_text_sessions(const struct gemmd_session_info *sessions, size_t count);
 void gemmctl_text_stats(const struct gemmd_stats *stats);
+/* One line: what happened between the two. */
+void gemmctl_text_watch(const struct gemmd_stats *before, const struct gemmd_stats *now,
+                        unsigned seconds);
 
 /* Each prints one JSON document.  0 or -ENOMEM. */
 int gemmctl_json_info(const struct gemmd_info *info);

@@ -59,28 +59,35 @@ static json_t *layer_json(const struct gemmd_layer_info *layer)
 
     snprintf(content_id, sizeof(content_id), "%016" PRIx64 "%016" PRIx64, layer->content_id[0],
              layer->content_id[1]);
-    return json_pack("{s:s, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s,"
-                     " s:I, s:b, s:b}", "name", layer->name, "content_id", content_id, "n",
-                     INT(layer->n), "k", INT(layer->k), "a_type",
-                     gemmctl_type_name(layer->a_type), "c_type",
-                     gemmctl_type_name(layer->c_type), "weight_bytes", INT(layer->weight_bytes),
-                     "page_bytes", INT(layer->page_bytes), "node", INT(layer->node), "references",
-                     INT(layer->references), "jobs", INT(layer->jobs), "rows", INT(layer->rows),
-                     "kernel", layer->kernel, "bias_type", gemmctl_type_name(layer->bias_type),
-                     "uid", INT(layer->uid), "pinned", layer->pinned, "unloaded",
-                     layer->unloaded);
+    return json_pack(
+        "{s:s, s:s, s:I, s:I, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s,"
+        " s:I, s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+        "name", layer->name, "content_id", content_id, "n", INT(layer->n), "k", INT(layer->k),
+        "a_type", gemmctl_type_name(layer->a_type), "c_type", gemmctl_type_name(layer->c_type),
+        "weight_bytes", INT(layer->weight_bytes), "page_bytes", INT(layer->page_bytes), "node",
+        INT(layer->node), "references", INT(layer->references), "jobs", INT(layer->jobs), "rows",
+        INT(layer->rows), "kernel", layer->kernel, "bias_type", gemmctl_type_name(layer->bias_type),
+        "uid", INT(layer->uid), "pinned", layer->pinned, "unloaded", layer->unloaded, "exec_ns",
+        INT(layer->exec_ns), "panels", INT(layer->panels), "panel_rows", INT(layer->panel_rows),
+        "queue_p50_ns", INT(layer->queue_p50_ns), "queue_p99_ns", INT(layer->queue_p99_ns),
+        "exec_p50_ns", INT(layer->exec_p50_ns), "exec_p99_ns", INT(layer->exec_p99_ns));
 }
 
 static json_t *session_json(const struct gemmd_session_info *session)
 {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
+                     " s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
                      "session_id", INT(session->session_id), "pid", INT(session->pid), "uid",
                      INT(session->uid), "ring_entries", INT(session->ring_entries), "layers",
                      INT(session->layers), "state", session->state, "arena_bytes",
                      INT(session->arena_bytes), "jobs", INT(session->jobs), "jobs_failed",
                      INT(session->jobs_failed), "rows", INT(session->rows), "exec_ns",
                      INT(session->exec_ns), "doorbells", INT(session->doorbells), "wakeups",
-                     INT(session->wakeups), "age_ns", INT(session->age_ns));
+                     INT(session->wakeups), "age_ns", INT(session->age_ns), "queue_p50_ns",
+                     INT(session->queue_p50_ns), "queue_p99_ns", INT(session->queue_p99_ns),
+                     "exec_p50_ns", INT(session->exec_p50_ns), "exec_p99_ns",
+                     INT(session->exec_p99_ns), "deadline_misses", INT(session->deadline_misses),
+                     "cancelled", INT(session->cancelled), "in_flight", INT(session->in_flight));
 }
 
 int gemmctl_json_layers(const struct gemmd_layer_info *layers, size_t count)
@@ -114,13 +121,38 @@ static json_t *percentiles_json(const struct gemmd_percentiles *values)
                      INT(values->p999), "max", INT(values->max));
 }
 
+static json_t *cores_json(const struct gemmd_stats *stats)
+{
+    json_t *list = json_array();
+
+    for (uint32_t i = 0; i < stats->core_count; i++)
+        json_array_append_new(
+            list, json_pack("{s:I, s:I, s:I, s:I}", "cpu", INT(stats->cores[i].cpu), "busy_ns",
+                            INT(stats->cores[i].busy_ns), "spin_ns", INT(stats->cores[i].spin_ns),
+                            "sleep_ns", INT(stats->cores[i].sleep_ns)));
+    return list;
+}
+
+/* Slices, sharing, and what became of jobs that did not run. */
+static json_t *scheduling_json(const struct gemmd_stats *stats)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:o}", "slices",
+                     INT(stats->slices), "preempted", INT(stats->preempted), "shared_slices",
+                     INT(stats->shared_slices), "team_slices", INT(stats->team_slices), "panels",
+                     INT(stats->panels), "panel_rows", INT(stats->panel_rows), "deadline_misses",
+                     INT(stats->deadline_misses), "cancelled", INT(stats->cancelled), "repinned",
+                     INT(stats->repinned), "trace_lost", INT(stats->trace_lost), "rows_per_panel",
+                     stats->panels ? (double)stats->panel_rows / (double)stats->panels : 0.0,
+                     "cores", cores_json(stats));
+}
+
 int gemmctl_json_stats(const struct gemmd_stats *stats)
 {
     double jobs = (double)stats->jobs, doorbells = (double)stats->doorbells;
 
     return print_json(json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
-        " s:I, s:I, s:o, s:o, s:f, s:f}",
+        " s:I, s:I, s:o, s:o, s:f, s:f, s:o}",
         "jobs", INT(stats->jobs), "jobs_failed", INT(stats->jobs_failed), "rows",
         INT(stats->rows), "macs", INT(stats->macs), "exec_ns", INT(stats->exec_ns), "turns",
         INT(stats->turns), "sleeps", INT(stats->sleeps), "doorbells", INT(stats->doorbells),
@@ -132,5 +164,5 @@ int gemmctl_json_stats(const struct gemmd_stats *stats)
         INT(stats->layers_attached), "queue", percentiles_json(&stats->queue), "exec",
         percentiles_json(&stats->exec), "syscalls_per_job",
         stats->jobs ? (double)stats->syscalls / jobs : 0.0, "jobs_per_doorbell",
-        stats->doorbells ? jobs / doorbells : 0.0));
+        stats->doorbells ? jobs / doorbells : 0.0, "scheduling", scheduling_json(stats)));
 }

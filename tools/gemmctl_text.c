@@ -175,6 +175,18 @@ static void print_percentiles(const char *name, const struct gemmd_percentiles *
     printf("\n");
 }
 
+static void print_cores(const struct gemmd_stats *stats)
+{
+    printf("\n%-8s %14s%12s%12s\n", "CPU", "busy", "spinning", "asleep");
+    for (uint32_t i = 0; i < stats->core_count; i++) {
+        printf("%-8" PRIu32 " ", stats->cores[i].cpu);
+        print_right(time_text(stats->cores[i].busy_ns).text, 14);
+        print_right(time_text(stats->cores[i].spin_ns).text, 12);
+        print_right(time_text(stats->cores[i].sleep_ns).text, 12);
+        printf("\n");
+    }
+}
+
 void gemmctl_text_stats(const struct gemmd_stats *stats)
 {
     print_counter("jobs", stats->jobs);
@@ -197,6 +209,15 @@ void gemmctl_text_stats(const struct gemmd_stats *stats)
     print_counter("sessions violated", stats->sessions_violated);
     print_counter("layers created", stats->layers_created);
     print_counter("layers attached", stats->layers_attached);
+    print_counter("slices", stats->slices);
+    print_counter("preempted", stats->preempted);
+    print_counter("slices shared", stats->shared_slices);
+    print_counter("slices on the team", stats->team_slices);
+    print_counter("deadline misses", stats->deadline_misses);
+    print_counter("cancelled", stats->cancelled);
+    print_counter("threads repinned", stats->repinned);
+    print_counter("trace events lost", stats->trace_lost);
+    printf("%-18s %16.2f\n", "rows per panel", ratio(stats->panel_rows, stats->panels));
     printf("%-18s %16.4f\n", "syscalls per job", ratio(stats->syscalls, stats->jobs));
     printf("%-18s %16.1f\n", "jobs per doorbell", ratio(stats->jobs, stats->doorbells));
     printf("%-18s %16.2f\n", "GOPS while busy", 2 * ratio(stats->macs, stats->exec_ns));
@@ -204,4 +225,31 @@ void gemmctl_text_stats(const struct gemmd_stats *stats)
            "max");
     print_percentiles("queued", &stats->queue);
     print_percentiles("executed", &stats->exec);
+    print_cores(stats);
+}
+
+/* The shares of `now` in the time since `before`, per cent. */
+static void print_core_shares(const struct gemmd_core_time *before,
+                              const struct gemmd_core_time *now)
+{
+    double busy = (double)(now->busy_ns - before->busy_ns);
+    double spin = (double)(now->spin_ns - before->spin_ns);
+    double all = busy + spin + (double)(now->sleep_ns - before->sleep_ns);
+
+    printf("  CPU%" PRIu32 " %3.0f/%.0f", now->cpu, all > 0 ? 100 * busy / all : 0.0,
+           all > 0 ? 100 * spin / all : 0.0);
+}
+
+void gemmctl_text_watch(const struct gemmd_stats *before, const struct gemmd_stats *now,
+                        unsigned seconds)
+{
+    uint64_t exec_ns = now->exec_ns - before->exec_ns;
+
+    printf("%10.0f jobs/s %10.0f rows/s %7.1f GOPS while busy, %5.2f rows per panel, busy/spin %%:",
+           ratio(now->jobs - before->jobs, seconds), ratio(now->rows - before->rows, seconds),
+           2 * ratio(now->macs - before->macs, exec_ns),
+           ratio(now->panel_rows - before->panel_rows, now->panels - before->panels));
+    for (uint32_t i = 0; i < now->core_count; i++)
+        print_core_shares(&before->cores[i], &now->cores[i]);
+    printf("\n");
 }

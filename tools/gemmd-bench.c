@@ -2,6 +2,7 @@
  * gemmd-bench: speed of the kernels beside a peer and beside what the machine gives.
  */
 #include "tools/bench.h"
+#include "tools/bench_sharing.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -13,6 +14,7 @@ enum { ROUNDS = 7, ROUNDS_QUICK = 3, M_MAX = 1 << 20, N_MAX = 1 << 20, K_MAX = 6
 
 static const char usage_text[] =
     "usage: gemmd-bench kernels [option ...]\n"
+    "       gemmd-bench sharing [option ...]   (gemmd-bench sharing --help)\n"
     "Measures the GEMM kernels beside oneDNN, beside the peak of the machine's multiplication and\n"
     "beside its read bandwidths, all in one run.\n"
     "\n"
@@ -219,7 +221,7 @@ static int parse(struct bench_options *options, int argc, char **argv)
             return status;
     }
     if (argc - optind != 1 || strcmp(argv[optind], "kernels"))
-        return complain("what to measure: kernels", argc > optind ? argv[optind] : "");
+        return complain("what to measure: kernels or sharing", argc > optind ? argv[optind] : "");
     status = complete(options, group);
     if (status || !list)
         return status;
@@ -274,8 +276,11 @@ static int run(struct bench_options *options)
 int main(int argc, char **argv)
 {
     static struct bench_options options; /* 12 KiB of shapes */
-    int status = parse(&options, argc, argv);
+    int status;
 
+    if (argc > 1 && !strcmp(argv[1], "sharing"))
+        return bench_sharing(argc - 1, argv + 1);
+    status = parse(&options, argc, argv);
     if (status < 0)
         status = EX_OK;
     else if (status == 0)

@@ -104,23 +104,27 @@ int stress_partner_cpu(uint32_t cpu)
     return best;
 }
 
-static void read_cpu_model(char *out, size_t bytes)
+static void read_cpuinfo(struct stress_machine *out)
 {
     FILE *file = fopen("/proc/cpuinfo", "re");
-    char line[256];
+    char *line = NULL;
+    size_t bytes = 0;
 
-    snprintf(out, bytes, "unknown");
+    snprintf(out->cpu_model, sizeof(out->cpu_model), "unknown");
     if (!file)
         return;
-    while (fgets(line, sizeof(line), file)) {
+    /* Of the first CPU: an empty line follows. */
+    while (getline(&line, &bytes, file) > 1) {
         const char *value = strchr(line, ':');
 
-        if (strncmp(line, "model name", 10) != 0 || !value)
-            continue;
         line[strcspn(line, "\n")] = '\0';
-        snprintf(out, bytes, "%s", value + 1 + strspn(value + 1, " "));
-        break;
+        if (value && strncmp(line, "model name", 10) == 0)
+            snprintf(out->cpu_model, sizeof(out->cpu_model), "%s",
+                     value + 1 + strspn(value + 1, " "));
+        if (value && strncmp(line, "flags", 5) == 0)
+            out->hypervisor = strstr(value, " hypervisor") != NULL;
     }
+    free(line);
     fclose(file);
 }
 
@@ -129,7 +133,13 @@ void stress_machine_read(struct stress_machine *out)
     struct utsname name;
     long online = sysconf(_SC_NPROCESSORS_ONLN);
 
-    read_cpu_model(out->cpu_model, sizeof(out->cpu_model));
+    long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+
+    memset(out, 0, sizeof(*out));
+    read_cpuinfo(out);
+    out->l3_bytes = l3 > 0 ? (uint64_t)l3 : 0;
+    if (getloadavg(&out->load_average, 1) != 1)
+        out->load_average = 0;
     snprintf(out->kernel, sizeof(out->kernel), "%s", uname(&name) == 0 ? name.release : "unknown");
     out->cpus_online = online > 0 ? (uint32_t)online : 0;
 }

@@ -40,6 +40,9 @@ struct stress_machine {
     char cpu_model[128];
     char kernel[128];
     uint32_t cpus_online;
+    uint64_t l3_bytes;      /* of CPU 0 */
+    bool hypervisor;        /* a guest: neighbours and exits are in the figures */
+    double load_average;    /* of the last minute: what else ran */
 };
 
 /* Unknown facts are "unknown" or 0. */

@@ -38,8 +38,9 @@ void stress_print_machine(const struct gemmd_info *info)
     struct stress_machine machine;
 
     stress_machine_read(&machine);
-    printf("machine       %s, %" PRIu32 " CPUs, Linux %s\n", machine.cpu_model,
-           machine.cpus_online, machine.kernel);
+    printf("machine       %s, %" PRIu32 " CPUs%s, Linux %s, load %.2f\n", machine.cpu_model,
+           machine.cpus_online, machine.hypervisor ? " (guest)" : "", machine.kernel,
+           machine.load_average);
     printf("worker        gemmd %s, pid %" PRIu32 ", node %" PRId32 ", dispatcher on CPU %" PRIu32
            ", %s, events %s\n",
            info->worker_version, info->pid, info->node, info->dispatcher_cpu, info->kernel,
@@ -138,8 +139,10 @@ json_t *stress_machine_json(void)
     struct stress_machine machine;
 
     stress_machine_read(&machine);
-    return json_pack("{s:s, s:s, s:I}", "cpu_model", machine.cpu_model, "kernel", machine.kernel,
-                     "cpus_online", INT(machine.cpus_online));
+    return json_pack("{s:s, s:s, s:I, s:I, s:b, s:f}", "cpu_model", machine.cpu_model, "kernel",
+                     machine.kernel, "cpus_online", INT(machine.cpus_online), "l3_bytes",
+                     INT(machine.l3_bytes), "hypervisor", machine.hypervisor, "load_average",
+                     machine.load_average);
 }
 
 json_t *stress_worker_json(const struct gemmd_info *info)

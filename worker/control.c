@@ -166,7 +166,7 @@ static void accept_connection(struct control *control)
         return;
     }
     if (++control->next_session_id == 0)
-        control->next_session_id = 1;
+        control->next_session_id = 1; /* not covered: after 2^32 sessions */
     control->sessions[slot] = session;
     control->session_count++;
 }
@@ -231,7 +231,7 @@ static void end_ring_violators(struct control *control)
     uint64_t count;
 
     if (read(control->config.violation_fd, &count, sizeof(count)) < 0)
-        return;
+        return; /* not covered: it was readable */
     for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++) {
         struct session *session = control->sessions[slot];
         enum gemmd_status status;
@@ -257,6 +257,28 @@ static void end_half_open(struct control *control, uint64_t now_ns)
     }
 }
 
+/* Once a second, and the trace as often as its ring demands. */
+static void keep_house(struct control *control, uint64_t now_ns)
+{
+    struct gemmd_stats_page *stats = control->config.stats;
+    int mended;
+
+    end_half_open(control, now_ns);
+    if (control->config.trace) {
+        trace_drain(control->config.trace);
+        __atomic_store_n(&stats->trace_lost, trace_lost(control->config.trace), __ATOMIC_RELAXED);
+    }
+    if (now_ns - control->repinned_ns < HOUSEKEEPING_MS * UINT64_C(1000000))
+        return;
+    control->repinned_ns = now_ns;
+    mended = dispatcher_repin(control->config.dispatcher);
+    if (mended > 0)
+        gemmd_counter_add(&stats->repinned, (uint64_t)mended);
+    if (mended != 0)
+        log_warn(LOG_TOPIC_WORKER, mended > 0 ? "threads had lost their CPU: a cpuset changed"
+                                              : "a thread's CPU is offline or forbidden");
+}
+
 /* ---- the thread ------------------------------------------------------------------------------ */
 
 /* False: stop. */
@@ -274,7 +296,7 @@ static bool handle_event(struct control *control, const struct epoll_event *even
         return true;
     case TOKEN_SIGNAL:
         if (read(control->signal_fd, &info, sizeof(info)) != sizeof(info))
-            return true;
+            return true; /* not covered: it was readable */
         log_info(LOG_TOPIC_CONTROL, "signal %u: draining", info.ssi_signo);
         return false;
     default:
@@ -287,8 +309,8 @@ static bool handle_event(struct control *control, const struct epoll_event *even
             usleep(HOLD_US); /* it stays readable */
         else if (event->events & EPOLLIN)
             receive(control, session);
-        else if (event->events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP))
-            end_session(control, session);
+        else if (event->events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)) /* not covered: EPOLLIN, too */
+            end_session(control, session); /* not covered: as above */
         return true;
     }
 }
@@ -331,6 +353,8 @@ static int sleep_ms(const struct control *control)
 
     if (control->loading)
         return 0;
+    if (control->config.trace)
+        return TRACE_DRAIN_MS;
     return watchdog_ms && watchdog_ms < HOUSEKEEPING_MS ? (int)watchdog_ms : HOUSEKEEPING_MS;
 }
 
@@ -360,7 +384,7 @@ int control_run(struct control *control)
             work_on(control, count == 0 && !control->loading);
         now_ns = clock_now_ns(); /* after the events: no connection is younger than now */
         feed_watchdog(control, now_ns);
-        end_half_open(control, now_ns);
+        keep_house(control, now_ns);
         if (control->config.idle_exit_ns && control->session_count == 0 &&
             now_ns > control->idle_since_ns &&
             now_ns - control->idle_since_ns > control->config.idle_exit_ns) {

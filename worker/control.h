@@ -24,6 +24,7 @@
 #include "worker/peers.h"
 #include "worker/pool.h"
 #include "worker/session.h"
+#include "worker/trace.h"
 
 struct control_config {
     const char *socket;
@@ -48,6 +49,7 @@ struct control_config {
     int stats_fd; /* the same page, to be passed on; sealed */
     int violation_fd;
     const char *lost; /* what start-up had to do without; "" = nothing */
+    struct trace *trace; /* NULL: none */
     bool debug;       /* print each message */
 };
 
@@ -60,7 +62,7 @@ struct control {
     uint32_t session_count;
     uint32_t next_session_id;
     uint64_t worker_epoch; /* differs for each start */
-    uint64_t started_ns, idle_since_ns;
+    uint64_t started_ns, idle_since_ns, repinned_ns;
     uint64_t arena_bytes;   /* of all sessions */
     uint64_t staging_bytes; /* of all open uploads */
     int received_fd;        /* came with the packet that is being handled; -1: none */

@@ -1,6 +1,7 @@
 /*
- * The dispatcher's loop.  One turn: serve each hot session once, harvest events if some are
- * pending.  Nothing here allocates, logs, locks or makes a system call while jobs keep coming (the
+ * The dispatcher's loop.  One turn: take a batch of submissions from each hot session, run one
+ * slice of work, harvest events if some are pending.  Nothing here allocates, logs, locks or makes
+ * a system call while jobs keep coming, but to wake sleeping clients and parked threads (the
  * mailbox's lock is taken only when the control thread has written its eventfd).
  */
 #include "worker/dispatcher.h"
@@ -23,6 +24,7 @@
 #include "worker/hot_list.h"
 #include "worker/sandbox.h"
 #include "worker/session.h"
+#include "worker/team.h"
 #include "worker/topology.h"
 
 /* Turns between looks at the clock: at 20 ns a look and 20 ns an idle turn, 64 make it free. */
@@ -38,17 +40,21 @@ struct dispatcher {
     int start_error;
     bool running, stop;
     struct event_loop *loop;
+    struct team *team;
     struct executor executor;
     struct hot_list list;
+    pid_t tid;
+    uint64_t started_ns, team_wakes;
     uint32_t turns_since_clock;
     uint64_t loop_syscalls; /* of the event loop, as already counted */
 };
 
-/* ---- serving one session --------------------------------------------------------------------- */
+/* ---- what the executor asks for -------------------------------------------------------------- */
 
 /* Edge W: the client sleeps and has what it waits for. */
-static void wake_client(struct dispatcher *dispatcher, struct session_ring *ring)
+static void wake_client(void *owner, struct session_ring *ring)
 {
+    struct dispatcher *dispatcher = owner;
     const uint64_t one = 1;
     int wake_fd;
 
@@ -64,9 +70,9 @@ static void wake_client(struct dispatcher *dispatcher, struct session_ring *ring
     gemmd_counter_add(&ring->wakeups, 1);
 }
 
-static void report_violation(struct dispatcher *dispatcher, struct session_ring *ring,
-                             enum gemmd_status status)
+static void report_violation(void *owner, struct session_ring *ring, enum gemmd_status status)
 {
+    struct dispatcher *dispatcher = owner;
     const uint64_t one = 1;
 
     __atomic_store_n(&ring->violation, status, __ATOMIC_RELEASE);
@@ -74,67 +80,22 @@ static void report_violation(struct dispatcher *dispatcher, struct session_ring 
         abort(); /* our own eventfd */
 }
 
-/* Fills the batch from the ring, never beyond the room for completions. */
-static void take_batch(struct dispatcher *dispatcher, struct session_ring *ring)
+/* Between chunks of a slice: has something come? */
+static bool has_news(void *owner)
 {
-    bool timed = false;
-    int64_t space;
+    const struct dispatcher *dispatcher = owner;
 
-    ring->batch_next = ring->batch_count = 0;
-    if (!gemmd_sq_ready(&ring->sq))
-        return;
-    space = gemmd_cq_space(&ring->cq, &ring->cq_head_seen, ring->client_line);
-    if (space < 0) {
-        report_violation(dispatcher, ring, GEMMD_STATUS_CQ_HEAD);
-        return;
-    }
-    ring->stalled = space == 0;
-    while (ring->batch_count < SESSION_BATCH && ring->batch_count < space &&
-           gemmd_sq_take(&ring->sq, &ring->batch[ring->batch_count]))
-        timed |= ring->batch[ring->batch_count++].m != 0;
-    ring->batch_seen_ns = timed ? clock_now_ns() : 0;
-}
-
-/* One batch of jobs or one slice's worth of work, whichever ends first.  True when there was any.
- */
-static bool serve(struct dispatcher *dispatcher, struct session *session)
-{
-    struct session_ring *ring = &session->ring;
-    struct executor *executor = &dispatcher->executor;
-    struct job *job = &ring->job;
-    uint64_t budget = EXECUTOR_SLICE_MACS;
-    uint32_t completed = 0;
-
-    if (ring->violation)
-        return false;
-    if (!session_ring_is_busy(ring))
-        take_batch(dispatcher, ring);
-    if (!session_ring_is_busy(ring))
-        return false;
-
-    while (budget && session_ring_is_busy(ring)) {
-        enum gemmd_status status = GEMMD_STATUS_OK;
-
-        if (!job->layer) {
-            status = executor_admit(ring, &ring->batch[ring->batch_next++], job);
-            job->seen_ns = ring->batch_seen_ns;
-        }
-        if (status == GEMMD_STATUS_OK && !executor_run_slice(executor, ring, job, &budget))
-            break; /* the rest of it after the others' turn */
-        executor_complete(executor, ring, job, status);
-        job->layer = NULL;
-        completed++;
-    }
-    if (completed)
-        wake_client(dispatcher, ring);
-    ring->used = true;
-    return true;
+    for (uint32_t i = 0; i < dispatcher->list.hot_count; i++)
+        if (executor_can_take(&dispatcher->executor, &dispatcher->list.hot[i]->ring))
+            return true;
+    return event_loop_pending(dispatcher->loop);
 }
 
 /* ---- orders of the control thread ------------------------------------------------------------ */
 
 static void attach(struct dispatcher *dispatcher, struct session *session)
 {
+    executor_attach(&dispatcher->executor, session);
     hot_list_add(&dispatcher->list, session);
     /* A kick may already wait in the eventfd: arming a poll on a readable descriptor fires at
      * once. */
@@ -146,20 +107,7 @@ static void detach(struct dispatcher *dispatcher, struct session *session)
 {
     event_loop_remove(dispatcher->loop, session->slot);
     hot_list_remove(&dispatcher->list, session);
-}
-
-static void set_layer(struct dispatcher *dispatcher, const struct mailbox_order *order)
-{
-    struct session_ring *ring = &order->session->ring;
-    struct session_layer *entry = &ring->layers[order->layer_id];
-
-    if (entry->layer && ring->job.layer == entry->layer) {
-        executor_complete(&dispatcher->executor, ring, &ring->job, GEMMD_STATUS_LAYER_STALE);
-        ring->job.layer = NULL;
-        wake_client(dispatcher, ring);
-    }
-    entry->layer = order->layer;
-    entry->gen = order->layer_gen;
+    executor_detach(&dispatcher->executor, session);
 }
 
 /* Completes what every session has submitted; sessions that keep submitting are cut off after a
@@ -174,10 +122,11 @@ static void drain(struct dispatcher *dispatcher)
             gemmd_store_release(&dispatcher->list.sessions[slot]->ring.worker_line->state,
                                 GEMMD_WORKER_DRAINING);
     while (busy && clock_now_ns() < deadline_ns) {
-        busy = false;
+        busy = executor_step(&dispatcher->executor);
         for (uint32_t slot = 0; slot < dispatcher->list.sessions_max; slot++)
             if (dispatcher->list.sessions[slot])
-                busy |= serve(dispatcher, dispatcher->list.sessions[slot]);
+                busy |= executor_take(&dispatcher->executor,
+                                      &dispatcher->list.sessions[slot]->ring);
     }
     for (uint32_t slot = 0; slot < dispatcher->list.sessions_max; slot++) {
         struct session *session = dispatcher->list.sessions[slot];
@@ -202,7 +151,8 @@ static void take_orders(struct dispatcher *dispatcher)
             detach(dispatcher, order.session);
             break;
         case MAILBOX_LAYER:
-            set_layer(dispatcher, &order);
+            executor_set_layer(&dispatcher->executor, order.session, order.layer_id, order.layer,
+                               order.layer_gen);
             break;
         case MAILBOX_DRAIN:
             drain(dispatcher);
@@ -243,10 +193,39 @@ static void handle_events(struct dispatcher *dispatcher, int64_t timeout_ns)
     dispatcher->loop_syscalls = event_loop_syscalls(dispatcher->loop);
 }
 
-static void look_at_clock(struct dispatcher *dispatcher)
+/* What was neither work nor sleep was looking for work. */
+static void count_time(struct dispatcher *dispatcher, uint64_t now_ns)
 {
+    struct gemmd_core_stats *core = &dispatcher->config.stats->cores[0];
+    uint64_t wakes = team_wakes(dispatcher->team);
+
+    __atomic_store_n(&core->spin_ns,
+                     now_ns - dispatcher->started_ns - gemmd_counter_read(&core->busy_ns) -
+                         gemmd_counter_read(&core->sleep_ns),
+                     __ATOMIC_RELAXED);
+    gemmd_counter_add(&dispatcher->config.stats->syscalls, wakes - dispatcher->team_wakes);
+    dispatcher->team_wakes = wakes;
+}
+
+static uint64_t look_at_clock(struct dispatcher *dispatcher)
+{
+    uint64_t now_ns = clock_now_ns();
+
     dispatcher->turns_since_clock = 0;
-    hot_list_tick(&dispatcher->list, clock_now_ns());
+    count_time(dispatcher, now_ns);
+    hot_list_tick(&dispatcher->list, now_ns);
+    return now_ns;
+}
+
+/* Until a doorbell, an order, or the next sweep. */
+static void sleep_until_event(struct dispatcher *dispatcher)
+{
+    uint64_t start_ns = clock_now_ns();
+
+    gemmd_counter_add(&dispatcher->config.stats->sleeps, 1);
+    handle_events(dispatcher, (int64_t)HOT_LIST_SWEEP_NS);
+    gemmd_counter_add(&dispatcher->config.stats->cores[0].sleep_ns, clock_now_ns() - start_ns);
+    look_at_clock(dispatcher);
 }
 
 static void turn(struct dispatcher *dispatcher)
@@ -254,7 +233,8 @@ static void turn(struct dispatcher *dispatcher)
     bool busy = false;
 
     for (uint32_t i = 0; i < dispatcher->list.hot_count; i++)
-        busy |= serve(dispatcher, dispatcher->list.hot[i]);
+        busy |= executor_take(&dispatcher->executor, &dispatcher->list.hot[i]->ring);
+    busy |= executor_step(&dispatcher->executor);
     gemmd_counter_add(&dispatcher->config.stats->turns, 1);
     if (event_loop_pending(dispatcher->loop))
         handle_events(dispatcher, 0);
@@ -262,9 +242,7 @@ static void turn(struct dispatcher *dispatcher)
         (!busy && dispatcher->config.spin_ns == 0))
         look_at_clock(dispatcher);
     if (dispatcher->list.hot_count == 0 && !dispatcher->stop) {
-        gemmd_counter_add(&dispatcher->config.stats->sleeps, 1);
-        handle_events(dispatcher, (int64_t)HOT_LIST_SWEEP_NS);
-        look_at_clock(dispatcher);
+        sleep_until_event(dispatcher);
     } else if (!busy) {
         gemmd_cpu_relax();
     }
@@ -279,6 +257,8 @@ static void *run(void *argument)
     CPU_ZERO(&cpus);
     CPU_SET(config->cpu, &cpus);
     pthread_setname_np(pthread_self(), "gemmd-dispatch");
+    dispatcher->tid = (pid_t)syscall(SYS_gettid);
+    dispatcher->started_ns = clock_now_ns();
     dispatcher->start_error = topology_pin_thread(&cpus);
     if (dispatcher->start_error == 0)
         dispatcher->start_error =
@@ -295,19 +275,45 @@ static void *run(void *argument)
     return NULL;
 }
 
+static int open_parts(struct dispatcher *dispatcher)
+{
+    const struct dispatcher_config *config = &dispatcher->config;
+    struct team_config team = {.cpus = config->team_cpus,
+                               .spin_ns = (uint64_t)config->spin_ns,
+                               .cores = config->stats->cores + 1};
+    struct executor_config executor = {.sessions_max = config->sessions_max,
+                                       .stats = config->stats,
+                                       .trace = config->trace,
+                                       .alone = config->alone,
+                                       .stop = has_news,
+                                       .wake = wake_client,
+                                       .violate = report_violation,
+                                       .owner = dispatcher};
+    int error = team_open(&dispatcher->team, &team);
+
+    if (error < 0)
+        return error;
+    config->stats->cores[0].cpu = (uint64_t)config->cpu;
+    config->stats->core_count = team_size(dispatcher->team);
+    executor.team = dispatcher->team;
+    error = executor_init(&dispatcher->executor, &executor);
+    if (error < 0)
+        return error;
+    return hot_list_init(&dispatcher->list, config->sessions_max, (uint64_t)config->spin_ns,
+                         config->stats);
+}
+
 int dispatcher_open(struct dispatcher **out, const struct dispatcher_config *config)
 {
     struct dispatcher *dispatcher = calloc(1, sizeof(*dispatcher));
-    int error = -ENOMEM;
+    int error;
 
     *out = NULL;
     if (!dispatcher)
         return -ENOMEM;
     dispatcher->config = *config;
-    dispatcher->executor.stats = config->stats;
     sem_init(&dispatcher->started, 0, 0);
-    error = hot_list_init(&dispatcher->list, config->sessions_max, (uint64_t)config->spin_ns,
-                          config->stats);
+    error = open_parts(dispatcher);
     if (error)
         goto fail;
     error = -pthread_create(&dispatcher->thread, NULL, run, dispatcher);
@@ -330,6 +336,16 @@ fail:
     return error;
 }
 
+int dispatcher_repin(struct dispatcher *dispatcher)
+{
+    int mended = topology_repin(dispatcher->tid, dispatcher->config.cpu);
+    int team = team_repin(dispatcher->team);
+
+    if (mended < 0 || team < 0)
+        return mended < 0 ? mended : team;
+    return mended + team;
+}
+
 void dispatcher_close(struct dispatcher **dispatcher_p)
 {
     struct dispatcher *dispatcher = *dispatcher_p;
@@ -344,6 +360,8 @@ void dispatcher_close(struct dispatcher **dispatcher_p)
     event_loop_close(&dispatcher->loop);
     sem_destroy(&dispatcher->started);
     hot_list_fini(&dispatcher->list);
+    executor_fini(&dispatcher->executor);
+    team_close(&dispatcher->team);
     free(dispatcher);
     *dispatcher_p = NULL;
 }

@@ -7,6 +7,7 @@
 #ifndef GEMMD_WORKER_DISPATCHER_H
 #define GEMMD_WORKER_DISPATCHER_H
 
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -17,7 +18,10 @@ struct dispatcher;
 
 struct dispatcher_config {
     int cpu;                 /* pinned here */
+    cpu_set_t team_cpus;     /* one compute thread on each; without `cpu` */
     int64_t spin_ns;         /* 0: never spin */
+    bool alone;              /* no coalescing */
+    struct trace *trace;     /* NULL: none */
     int event_level_forced;  /* -1: the best that works */
     uint32_t sessions_max;
     struct mailbox *mailbox;
@@ -30,6 +34,10 @@ int dispatcher_open(struct dispatcher **out, const struct dispatcher_config *con
 
 /* Stops the thread (MAILBOX_STOP) and frees.  Accepts NULL; *dispatcher becomes NULL. */
 void dispatcher_close(struct dispatcher **dispatcher);
+
+/* Control thread, each second: threads whose pinning a cpuset change undid are pinned again.  How
+ * many; -errno when one cannot be. */
+int dispatcher_repin(struct dispatcher *dispatcher);
 
 /* "F0" … "F3", and what start-up had to do without ("" = nothing).  Static while it is open. */
 const char *dispatcher_event_level(const struct dispatcher *dispatcher);

@@ -1,70 +1,20 @@
-/* Admission, slices and completions of jobs. */
+/* Life of a job between its two rings. */
 #include "worker/executor.h"
 
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/ring.h"
 #include "proto/validate.h"
 #include "worker/clock.h"
 
+/* ---- completions ----------------------------------------------------------------------------- */
 
-enum gemmd_status executor_admit(const struct session_ring *ring, const struct gemmd_sqe *sqe,
-                                 struct job *job)
+/* Set here, and by a SIGBUS on any thread (worker/fault.h). */
+static bool is_violated(const struct session_ring *ring)
 {
-    enum gemmd_status status = gemmd_validate_job_form(sqe);
-    const struct session_layer *open;
-
-    job->sqe = *sqe;
-    job->layer = NULL;
-    job->rows_done = 0;
-    job->start_ns = 0;
-    if (status != GEMMD_STATUS_OK)
-        return status;
-    if (sqe->layer_id >= GEMMD_SESSION_LAYERS_MAX)
-        return GEMMD_STATUS_LAYER;
-    open = &ring->layers[sqe->layer_id];
-    if (!open->layer || open->gen != sqe->layer_gen)
-        return open->gen ? GEMMD_STATUS_LAYER_STALE : GEMMD_STATUS_LAYER; /* 0: never opened */
-    status = gemmd_validate_job_operands(sqe, &open->layer->shape, ring->arena_bytes);
-    if (status != GEMMD_STATUS_OK)
-        return status;
-
-    job->layer = open->layer;
-    return GEMMD_STATUS_OK;
-}
-
-bool executor_run_slice(struct executor *executor, const struct session_ring *ring, struct job *job,
-                        uint64_t *budget)
-{
-    const struct layer *layer = job->layer;
-    const struct gemmd_sqe *sqe = &job->sqe;
-    uint64_t row_macs = (uint64_t)layer->weights.n * layer->weights.k;
-    const uint8_t *a;
-    uint8_t *c;
-
-    if (sqe->m == 0)
-        return true; /* its offsets were not checked: not even an address is made of them */
-    a = ring->arena + sqe->a_offset + (uint64_t)job->rows_done * sqe->a_stride_bytes;
-    c = ring->arena + sqe->c_offset + (uint64_t)job->rows_done * sqe->c_stride_bytes;
-    if (!job->start_ns)
-        job->start_ns = clock_now_ns();
-    while (job->rows_done < sqe->m && *budget) {
-        uint64_t affordable = (*budget + row_macs - 1) / row_macs;
-        uint32_t rows = sqe->m - job->rows_done;
-
-        if (rows > GEMM_ROWS_MAX)
-            rows = GEMM_ROWS_MAX;
-        if (rows > affordable)
-            rows = (uint32_t)affordable;
-        for (uint32_t i = 0; i < rows; i++) {
-            executor->a_rows[i] = a;
-            executor->c_rows[i] = c;
-            a += sqe->a_stride_bytes;
-            c += sqe->c_stride_bytes;
-        }
-        gemm_run(&layer->weights, &layer->epilogue, rows, executor->a_rows, executor->c_rows, 0,
-                 layer->weights.n);
-        job->rows_done += rows;
-        *budget -= row_macs * rows < *budget ? row_macs * rows : *budget;
-    }
-    return job->rows_done == sqe->m;
+    return __atomic_load_n(&ring->violation, __ATOMIC_RELAXED) != GEMMD_STATUS_OK;
 }
 
 static uint32_t saturate_u32(uint64_t value)
@@ -72,43 +22,323 @@ static uint32_t saturate_u32(uint64_t value)
     return value > UINT32_MAX ? UINT32_MAX : (uint32_t)value;
 }
 
-void executor_complete(struct executor *executor, struct session_ring *ring, const struct job *job,
-                       enum gemmd_status status)
+static void push(struct executor *executor, struct session_ring *ring, const struct gemmd_cqe *cqe)
 {
-    struct gemmd_stats_page *stats = executor->stats;
-    struct gemmd_cqe cqe = {.user_data = job->sqe.user_data};
+    struct gemmd_stats_page *stats = executor->config.stats;
 
-    /* A page of its segments went away meanwhile (worker/fault.h): zeros are no result. */
-    if (status == GEMMD_STATUS_OK &&
-        __atomic_load_n(&ring->violation, __ATOMIC_RELAXED) != GEMMD_STATUS_OK)
-        status = GEMMD_STATUS_SESSION_ENDED;
-    cqe.status = status;
+    gemmd_cq_push(&ring->cq, cqe); /* before the counting: the client waits for this */
+    if (!ring->touched) {
+        ring->touched = true;
+        executor->touched[executor->touched_count++] = ring;
+    }
+    gemmd_counter_add(&stats->jobs, 1);
+    gemmd_counter_add(&ring->jobs_done, 1);
+    if (cqe->status == GEMMD_STATUS_OK)
+        return;
+    gemmd_counter_add(&stats->jobs_failed, 1);
+    gemmd_counter_add(&ring->jobs_failed, 1);
+    if (cqe->status == GEMMD_STATUS_DEADLINE) {
+        gemmd_counter_add(&stats->deadline_misses, 1);
+        gemmd_counter_add(&ring->deadline_misses, 1);
+    } else if (cqe->status == GEMMD_STATUS_CANCELLED) {
+        gemmd_counter_add(&stats->cancelled, 1);
+        gemmd_counter_add(&ring->cancelled, 1);
+    }
+}
+
+static void wake_touched(struct executor *executor)
+{
+    for (uint32_t i = 0; i < executor->touched_count; i++) {
+        executor->touched[i]->touched = false;
+        executor->config.wake(executor->config.owner, executor->touched[i]);
+    }
+    executor->touched_count = 0;
+}
+
+/* Of a job that ran, or began to. */
+static void count_run(struct executor *executor, const struct job *job, uint64_t queue_ns,
+                      uint64_t exec_ns)
+{
+    struct gemmd_stats_page *stats = executor->config.stats;
+    struct session_ring *ring = job->ring;
+    struct layer *layer = job->layer;
+    uint64_t rows = job->scheduled.rows_done;
+
+    gemmd_counter_add(&stats->queue_ns.count[gemmd_histogram_bucket(queue_ns)], 1);
+    gemmd_counter_add(&stats->exec_ns_histogram.count[gemmd_histogram_bucket(exec_ns)], 1);
+    gemmd_counter_add(&stats->rows, rows);
+    gemmd_counter_add(&stats->macs, rows * layer->weights.n * layer->weights.k);
+    gemmd_counter_add(&ring->rows, rows);
+    gemmd_counter_add(&layer->rows, rows);
+    histogram_add(&ring->queue_histogram, queue_ns);
+    histogram_add(&ring->exec_histogram, exec_ns);
+    histogram_add(&layer->queue_histogram, queue_ns);
+    histogram_add(&layer->exec_histogram, exec_ns);
+    /* The session's share of the compute, not the time its jobs were on board. */
+    __atomic_store_n(&ring->exec_ns, ring->scheduled.charged_ns, __ATOMIC_RELAXED);
+}
+
+static void complete(struct executor *executor, struct job *job, uint64_t now_ns)
+{
+    struct session_ring *ring = job->ring;
+    uint32_t index = (uint32_t)(job - ring->jobs);
+    struct gemmd_cqe cqe = {.user_data = ring->user_data[index], .status = job->scheduled.status};
+    uint64_t queue_ns = 0, exec_ns = 0;
+
+    /* A page of its segments went away meanwhile: zeros are no result. */
+    if (cqe.status == GEMMD_STATUS_OK && is_violated(ring))
+        cqe.status = GEMMD_STATUS_SESSION_ENDED;
     if (job->start_ns) {
-        uint64_t exec_ns = clock_now_ns() - job->start_ns;
-        uint64_t queue_ns = job->start_ns - job->seen_ns;
-
+        queue_ns = job->start_ns - job->seen_ns;
+        exec_ns = now_ns - job->start_ns;
         cqe.queue_ns = saturate_u32(queue_ns);
         cqe.exec_ns = saturate_u32(exec_ns);
         cqe.kernel_id = job->layer->weights.kernel->id;
-        gemmd_cq_push(&ring->cq, &cqe); /* before the counting: the client waits for this */
-        gemmd_counter_add(&stats->queue_ns.count[gemmd_histogram_bucket(queue_ns)], 1);
-        gemmd_counter_add(&stats->exec_ns_histogram.count[gemmd_histogram_bucket(exec_ns)], 1);
-        gemmd_counter_add(&stats->exec_ns, exec_ns);
-        gemmd_counter_add(&ring->exec_ns, exec_ns);
-        gemmd_counter_add(&stats->rows, job->rows_done);
-        gemmd_counter_add(&ring->rows, job->rows_done);
-        gemmd_counter_add(&stats->macs, (uint64_t)job->rows_done * job->layer->weights.n *
-                                            job->layer->weights.k);
-        gemmd_counter_add(&job->layer->rows, job->rows_done);
-    } else {
-        gemmd_cq_push(&ring->cq, &cqe);
     }
-    if (job->layer)
-        gemmd_counter_add(&job->layer->jobs, 1);
-    gemmd_counter_add(&stats->jobs, 1);
-    gemmd_counter_add(&ring->jobs, 1);
-    if (status != GEMMD_STATUS_OK) {
-        gemmd_counter_add(&stats->jobs_failed, 1);
-        gemmd_counter_add(&ring->jobs_failed, 1);
+    if (!ring->silent)
+        push(executor, ring, &cqe);
+    if (job->start_ns)
+        count_run(executor, job, queue_ns, exec_ns);
+    gemmd_counter_add(&job->layer->jobs, 1);
+    if (executor->config.trace)
+        trace_job(executor->config.trace, ring->trace_id, cqe.user_data, job->seen_ns,
+                  job->start_ns ? job->start_ns : now_ns, now_ns, job->scheduled.rows, cqe.status);
+    job->layer = NULL;
+    ring->jobs_free[ring->jobs_free_count++] = index;
+}
+
+static void complete_done(struct executor *executor, uint64_t now_ns)
+{
+    struct scheduler_job *done;
+
+    while ((done = scheduler_take_done(&executor->scheduler)))
+        complete(executor, LIST_ENTRY(done, struct job, scheduled), now_ns);
+}
+
+/* ---- submissions ----------------------------------------------------------------------------- */
+
+static const enum scheduler_class classes[] = {
+    [GEMMD_ABI_PRIORITY_NORMAL] = SCHEDULER_NORMAL,
+    [GEMMD_ABI_PRIORITY_LATENCY] = SCHEDULER_LATENCY,
+    [GEMMD_ABI_PRIORITY_BACKGROUND] = SCHEDULER_BACKGROUND,
+};
+
+/* The layer of a job that may run. */
+static enum gemmd_status check_job(struct session_ring *ring, const struct gemmd_sqe *sqe,
+                                   struct session_layer **out)
+{
+    struct session_layer *open;
+
+    if (sqe->layer_id >= GEMMD_SESSION_LAYERS_MAX)
+        return GEMMD_STATUS_LAYER;
+    open = &ring->layers[sqe->layer_id];
+    if (!open->layer || open->gen != sqe->layer_gen)
+        return open->gen ? GEMMD_STATUS_LAYER_STALE : GEMMD_STATUS_LAYER; /* 0: never opened */
+    *out = open;
+    return gemmd_validate_job_operands(sqe, &open->layer->shape, ring->arena_bytes);
+}
+
+/* Ends unfinished jobs of that user_data. */
+static enum gemmd_status cancel(struct executor *executor, struct session_ring *ring,
+                                uint64_t target)
+{
+    enum gemmd_status status = GEMMD_STATUS_CANCEL_MISSED;
+    uint64_t now_ns = clock_now_ns();
+
+    for (uint32_t i = 0; i <= ring->sq.mask; i++) {
+        if (ring->user_data[i] != target || !ring->jobs[i].layer)
+            continue;
+        scheduler_withdraw(&executor->scheduler, &ring->jobs[i].scheduled, GEMMD_STATUS_CANCELLED);
+        status = GEMMD_STATUS_OK;
     }
+    complete_done(executor, now_ns);
+    return status;
+}
+
+static void submit(struct executor *executor, struct session_ring *ring,
+                   struct session_layer *open, const struct gemmd_sqe *sqe, uint64_t now_ns)
+{
+    uint32_t index = ring->jobs_free[--ring->jobs_free_count];
+    struct job *job = &ring->jobs[index];
+
+    *job = (struct job){
+        .scheduled = {.flow = &open->flow,
+                      .class = classes[sqe->priority],
+                      .rows = sqe->m,
+                      .deadline_ns = sqe->deadline_ns},
+        .ring = ring,
+        .layer = open->layer,
+        .a = ring->arena + sqe->a_offset,
+        .c = ring->arena + sqe->c_offset,
+        .a_stride_bytes = sqe->a_stride_bytes,
+        .c_stride_bytes = sqe->c_stride_bytes,
+        .seen_ns = now_ns,
+    };
+    ring->user_data[index] = sqe->user_data;
+    scheduler_submit(&executor->scheduler, &job->scheduled);
+}
+
+/* One submission, copied: it waits for its turn, or completes here. */
+static void admit(struct executor *executor, struct session_ring *ring, const struct gemmd_sqe *sqe,
+                  uint64_t *now_ns)
+{
+    enum gemmd_status status = gemmd_validate_job_form(sqe);
+    struct gemmd_cqe cqe = {.user_data = sqe->user_data};
+    struct session_layer *open = NULL;
+
+    if (status == GEMMD_STATUS_OK && sqe->op == GEMMD_OP_CANCEL)
+        status = cancel(executor, ring, sqe->target);
+    else if (status == GEMMD_STATUS_OK)
+        status = check_job(ring, sqe, &open);
+    if (status == GEMMD_STATUS_OK && sqe->m) {
+        if (!*now_ns)
+            *now_ns = clock_now_ns();
+        submit(executor, ring, open, sqe, *now_ns);
+        return;
+    }
+    cqe.status = status;
+    push(executor, ring, &cqe);
+    if (open)
+        gemmd_counter_add(&open->layer->jobs, 1);
+}
+
+/* Completions that may be promised: what the client has room for less what is in flight.  -1: its
+ * cq_head is impossible. */
+static int64_t room(struct session_ring *ring)
+{
+    int64_t space = gemmd_cq_space(&ring->cq, &ring->cq_head_seen, ring->client_line);
+
+    if (space >= 0 && space <= ring->scheduled.in_flight) {
+        ring->cq_head_seen = gemmd_load_acquire(&ring->client_line->cq_head); /* edge H */
+        space = gemmd_cq_space(&ring->cq, &ring->cq_head_seen, ring->client_line);
+    }
+    if (space < 0)
+        return -1;
+    return space > ring->scheduled.in_flight ? space - ring->scheduled.in_flight : 0;
+}
+
+bool executor_can_take(const struct executor *executor, const struct session_ring *ring)
+{
+    return gemmd_sq_ready(&ring->sq) && !is_violated(ring) &&
+           ring->cq.index - ring->cq_head_seen + ring->scheduled.in_flight <= ring->cq.mask &&
+           scheduler_has_room(&executor->scheduler, &ring->scheduled);
+}
+
+bool executor_take(struct executor *executor, struct session_ring *ring)
+{
+    struct gemmd_sqe sqe;
+    uint64_t now_ns = 0;
+    int64_t space;
+    uint32_t taken = 0;
+
+    if (is_violated(ring) || !gemmd_sq_ready(&ring->sq))
+        return false;
+    space = room(ring);
+    if (space < 0) {
+        executor->config.violate(executor->config.owner, ring, GEMMD_STATUS_CQ_HEAD);
+        return false;
+    }
+    ring->stalled = space == 0 && !session_ring_is_busy(ring);
+    while (taken < SESSION_BATCH && taken < space &&
+           scheduler_has_room(&executor->scheduler, &ring->scheduled) &&
+           gemmd_sq_take(&ring->sq, &sqe)) {
+        taken++;
+        admit(executor, ring, &sqe, &now_ns);
+        if (sqe.op == GEMMD_OP_CANCEL)
+            break; /* it costs a search: one in a turn */
+    }
+    if (!taken)
+        return false;
+    ring->used = true;
+    wake_touched(executor);
+    return true;
+}
+
+/* ---- turns ----------------------------------------------------------------------------------- */
+
+bool executor_step(struct executor *executor)
+{
+    struct scheduler_scan *scan;
+    uint64_t now_ns;
+
+    if (!executor->scheduler.linked)
+        return false;
+    now_ns = clock_now_ns();
+    scan = scheduler_next(&executor->scheduler, now_ns);
+    if (scan)
+        now_ns = slice_run(executor, scan, now_ns);
+    complete_done(executor, now_ns);
+    wake_touched(executor);
+    return true;
+}
+
+/* ---- sessions and their layers --------------------------------------------------------------- */
+
+/* Ends the jobs of one opened layer; NULL: of all. */
+static void withdraw(struct executor *executor, struct session_ring *ring,
+                     const struct scheduler_flow *flow, enum gemmd_status status)
+{
+    for (uint32_t i = 0; i <= ring->sq.mask; i++) {
+        struct job *job = &ring->jobs[i];
+
+        if (job->layer && (!flow || job->scheduled.flow == flow))
+            scheduler_withdraw(&executor->scheduler, &job->scheduled, status);
+    }
+    complete_done(executor, clock_now_ns());
+    wake_touched(executor);
+}
+
+void executor_attach(struct executor *executor, struct session *session)
+{
+    struct session_ring *ring = &session->ring;
+
+    ring->trace_id = session->id;
+    scheduler_add_session(&executor->scheduler, &ring->scheduled, session->uid, 1,
+                          session->ring_entries);
+}
+
+void executor_detach(struct executor *executor, struct session *session)
+{
+    session->ring.silent = true;
+    withdraw(executor, &session->ring, NULL, GEMMD_STATUS_CANCELLED);
+    scheduler_remove_session(&executor->scheduler, &session->ring.scheduled);
+}
+
+void executor_set_layer(struct executor *executor, struct session *session, uint32_t layer_id,
+                        struct layer *layer, uint32_t layer_gen)
+{
+    struct session_ring *ring = &session->ring;
+    struct session_layer *entry = &ring->layers[layer_id];
+
+    if (entry->layer)
+        withdraw(executor, ring, &entry->flow, GEMMD_STATUS_LAYER_STALE);
+    if (layer && layer->scheduled.panels == 0) {
+        const struct gemm_weights *weights = &layer->weights;
+        uint32_t nr = weights->kernel->nr, mr = weights->kernel->mr;
+
+        /* 100 MAC/ns and 20 bytes/ns: between the slowest and the fastest level. */
+        scheduler_init_layer(&layer->scheduled, (weights->n + nr - 1) / nr, mr,
+                             (uint64_t)nr * weights->k * (mr + 5) / 100);
+    }
+    scheduler_init_flow(&entry->flow, &ring->scheduled, layer ? &layer->scheduled : NULL);
+    entry->layer = layer;
+    entry->gen = layer_gen;
+}
+
+int executor_init(struct executor *executor, const struct executor_config *config)
+{
+    const struct scheduler_config scheduler = {.sessions_max = config->sessions_max,
+                                               .threads = team_size(config->team),
+                                               .user_quota = GEMMD_USER_JOBS_MAX,
+                                               .alone = config->alone};
+
+    executor->config = *config;
+    executor->touched = calloc(config->sessions_max, sizeof(*executor->touched));
+    return executor->touched ? scheduler_init(&executor->scheduler, &scheduler) : -ENOMEM;
+}
+
+void executor_fini(struct executor *executor)
+{
+    scheduler_fini(&executor->scheduler);
+    free(executor->touched);
 }

@@ -1,38 +1,81 @@
 /*
- * Validated jobs -> kernel calls -> completions.  A job is run in slices of rows so that the
- * dispatcher can look at other sessions and at its mailbox between them.  Runs on the dispatcher;
- * knows nothing of sockets or sleeping.
+ * Submissions -> jobs -> slices on the team -> completions.  Runs on the dispatcher; knows nothing
+ * of sockets or sleeping.  What runs next is the scheduler's to say; here it is run.
  */
 #ifndef GEMMD_WORKER_EXECUTOR_H
 #define GEMMD_WORKER_EXECUTOR_H
 
 #include "kernels/gemm.h"
 #include "proto/stats.h"
+#include "worker/scheduler.h"
 #include "worker/session.h"
+#include "worker/team.h"
+#include "worker/trace.h"
 
-struct executor {
-    struct gemmd_stats_page *stats;
-    /* Row pointers of the slice in hand. */
-    const uint8_t *a_rows[GEMM_ROWS_MAX];
-    void *c_rows[GEMM_ROWS_MAX];
+/* About how long a thread works without a look at what else has come: what a latency job waits. */
+#define EXECUTOR_CHUNK_NS UINT64_C(4000)
+/* A slice of less is not cut for the team: handing it over would cost a tenth of it. */
+#define EXECUTOR_TEAM_NS UINT64_C(10000)
+/* A slice of less is not worth waking parked threads, who need 30 us to come. */
+#define EXECUTOR_WAKE_NS UINT64_C(60000)
+
+/* The slice in hand: a grid of chunks, columns of panels by blocks of rows, rows innermost so that
+ * a panel serves all of them from the cache. */
+struct executor_slice {
+    const struct scheduler_scan *scan;
+    const struct layer *layer;
+    uint32_t panels;      /* from scan->position on, without wrapping */
+    uint32_t panel_step;  /* of a chunk */
+    uint32_t row_step, row_blocks;
+    uint32_t chunk_count;
 };
 
-/* Checks a private copy of a submission against the session: on OK *job is ready to run, and
- * job->layer is set (also for m = 0). */
-enum gemmd_status executor_admit(const struct session_ring *ring, const struct gemmd_sqe *sqe,
-                                 struct job *job);
+struct executor_config {
+    uint32_t sessions_max;
+    struct gemmd_stats_page *stats;
+    struct team *team;
+    struct trace *trace;       /* NULL: none */
+    bool alone;                /* GEMMD_COALESCE=0 */
+    bool (*stop)(void *owner); /* has something come that could go first? */
+    void (*wake)(void *owner, struct session_ring *ring); /* completions were written */
+    void (*violate)(void *owner, struct session_ring *ring, enum gemmd_status status);
+    void *owner;
+};
 
-/* Multiply-accumulates of one slice: 0.2 ms at 1 TOPS (20 ms on the scalar reference).  It bounds
- * how long one session keeps the dispatcher from the others. */
-#define EXECUTOR_SLICE_MACS (UINT64_C(1) << 27)
+struct executor {
+    struct executor_config config;
+    struct scheduler scheduler;
+    struct executor_slice slice;
+    struct session_ring **touched; /* sessions to wake, touched_count of them */
+    uint32_t touched_count;
+    /* Row pointers of each scan's members. */
+    const uint8_t *a_rows[SCHEDULER_SCANS][GEMM_ROWS_MAX];
+    void *c_rows[SCHEDULER_SCANS][GEMM_ROWS_MAX];
+};
 
-/* Runs a job until it is finished (true) or *budget multiply-accumulates are spent (false).
- * *budget is reduced by what was used, at least one row. */
-bool executor_run_slice(struct executor *executor, const struct session_ring *ring, struct job *job,
-                        uint64_t *budget);
+/* 0 or -ENOMEM. */
+int executor_init(struct executor *executor, const struct executor_config *config);
+void executor_fini(struct executor *executor);
 
-/* Writes the completion and counts it.  The caller has made sure that there is room. */
-void executor_complete(struct executor *executor, struct session_ring *ring, const struct job *job,
-                       enum gemmd_status status);
+void executor_attach(struct executor *executor, struct session *session);
+/* Nothing of the session is touched afterwards. */
+void executor_detach(struct executor *executor, struct session *session);
+/* Puts `layer` (NULL: none) into the session's table; jobs of what was there end with LAYER_STALE.
+ */
+void executor_set_layer(struct executor *executor, struct session *session, uint32_t layer_id,
+                        struct layer *layer, uint32_t layer_gen);
+
+/* Takes up to SESSION_BATCH submissions: what needs no computing completes at once, the rest
+ * waits.  False: there was none. */
+bool executor_take(struct executor *executor, struct session_ring *ring);
+
+/* Runs one slice.  False: nothing waits. */
+bool executor_step(struct executor *executor);
+
+/* slice.c: runs what the scheduler chose.  Returns the time at its end. */
+uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns);
+
+/* Is there a submission that executor_take would take? */
+bool executor_can_take(const struct executor *executor, const struct session_ring *ring);
 
 #endif

@@ -18,8 +18,10 @@
 #include "kernels/epilogue.h"
 #include "kernels/gemm.h"
 #include "proto/validate.h"
+#include "worker/histogram.h"
 #include "worker/layer_memory.h"
 #include "worker/pool.h"
+#include "worker/scheduler.h"
 
 /* Whose bytes nobody has shown yet (read from a packed file): every creator has to. */
 #define LAYER_OWNER_NONE UINT32_MAX
@@ -29,8 +31,10 @@ struct layer {
     struct gemm_weights weights;
     struct gemm_epilogue epilogue;
     struct gemmd_job_shape shape;
+    struct scheduler_layer scheduled; /* the dispatcher's */
     /* written by the dispatcher, read by the control thread (gemmd_counter_*) */
-    uint64_t jobs, rows;
+    uint64_t jobs, rows, exec_ns, panels, panel_rows;
+    struct histogram queue_histogram, exec_histogram;
     /* control thread */
     struct gemmd_layer_desc_abi desc;
     uint64_t content_id[2];

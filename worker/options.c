@@ -31,8 +31,6 @@
 /* Leaves room for others when one user opens all the sessions it can. */
 #define UID_SESSIONS_START (GEMMD_WORKER_SESSIONS_MAX - 100)
 
-static const char system_directory[] = "/run/gemmd";
-
 enum option_id {
     OPTION_NODE = 256,
     OPTION_CPUS,
@@ -49,6 +47,7 @@ enum option_id {
     OPTION_UID_LAYER_BYTES,
     OPTION_UNUSED_LAYER_BYTES,
     OPTION_TAKE_OVER,
+    OPTION_NO_COALESCING,
     OPTION_ALLOW_UID,
     OPTION_ALLOW_GID,
     OPTION_UID_SESSIONS,
@@ -76,6 +75,7 @@ static const struct option long_options[] = {
     {"uid-layer-bytes", required_argument, NULL, OPTION_UID_LAYER_BYTES},
     {"unused-layer-bytes", required_argument, NULL, OPTION_UNUSED_LAYER_BYTES},
     {"take-over", no_argument, NULL, OPTION_TAKE_OVER},
+    {"no-coalescing", no_argument, NULL, OPTION_NO_COALESCING},
     {"allow-uid", required_argument, NULL, OPTION_ALLOW_UID},
     {"allow-gid", required_argument, NULL, OPTION_ALLOW_GID},
     {"uid-sessions", required_argument, NULL, OPTION_UID_SESSIONS},
@@ -109,6 +109,7 @@ static const char help_text[] =
     "  --uid-layer-bytes SIZE     limit of the layers one user makes (none)\n"
     "  --unused-layer-bytes SIZE  limit of the layers nobody has open (that of the pool)\n"
     "  --take-over          replace the worker that serves the socket, and keep its layers\n"
+    "  --no-coalescing      each job alone (to measure what sharing brings)\n"
     "  --allow-uid LIST     users that may connect beside this one and root (none)\n"
     "  --allow-gid LIST     groups whose members may connect (gemmd, if it exists; \"\": none)\n"
     "  --uid-sessions N     sessions one user may have (1000)\n"
@@ -119,7 +120,8 @@ static const char help_text[] =
     "  --version, --help\n"
     "\n"
     "Environment: GEMMD_SOCKET, GEMMD_LOG=level|topic:level[,…], GEMMD_CPU_MASK=level[,…],\n"
-    "GEMMD_EVENT_LEVEL=F0|F1|F2|F3, GEMMD_DEBUG=1, XDG_RUNTIME_DIR.\n";
+    "GEMMD_EVENT_LEVEL=F0|F1|F2|F3, GEMMD_DEBUG=1, GEMMD_TRACE=file,\n"
+    "XDG_RUNTIME_DIR.\n";
 
 static int complain(int exit_code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -364,6 +366,9 @@ static int apply(struct options *out, int id, const char *text)
             return complain(EX_USAGE, "--ring-start %s: give 0 to %u", text, UINT32_MAX);
         out->ring_start = (uint32_t)value;
         return 0;
+    case OPTION_NO_COALESCING:
+        out->no_coalescing = true;
+        return 0;
     default:
         return complain(EX_USAGE, "see gemmd --help"); /* getopt_long has named the option */
     }
@@ -398,6 +403,7 @@ static int read_environment(struct options *out)
     if (text && *text && strcmp(text, "0") != 0 && strcmp(text, "1") != 0)
         return complain(EX_CONFIG, "GEMMD_DEBUG=%s: give 0 or 1", text);
     out->debug = text && strcmp(text, "1") == 0;
+    out->trace = getenv("GEMMD_TRACE");
     return 0;
 }
 
@@ -455,45 +461,4 @@ int options_parse(struct options *out, int argc, char **argv, int *exit_code)
         *exit_code = read_environment(out);
     set_machine_defaults(out);
     return *exit_code != 0;
-}
-
-/* A directory that only we can put a socket into: who can write there can pose as the worker. */
-static int make_directory(const char *path, mode_t mode)
-{
-    struct stat status;
-    int error = 0, fd;
-
-    if (mkdir(path, mode) < 0 && errno != EEXIST)
-        return -errno;
-    /* Looked at through a descriptor: nobody can swap it between the checks. */
-    fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0)
-        return errno == ELOOP || errno == ENOTDIR ? -EPERM : -errno;
-    if (fstat(fd, &status) < 0)
-        error = -errno;
-    else if (status.st_uid != geteuid() || (status.st_mode & 022))
-        error = -EPERM;
-    close(fd);
-    return error;
-}
-
-int options_default_socket(int node, char *out, size_t out_bytes)
-{
-    const char *runtime = getenv("XDG_RUNTIME_DIR");
-    char directory[OPTIONS_SOCKET_BYTES];
-    int length;
-
-    if (runtime && *runtime == '/')
-        length = snprintf(directory, sizeof(directory), "%s/gemmd", runtime);
-    else if (geteuid() == 0)
-        length = snprintf(directory, sizeof(directory), "%s", system_directory);
-    else
-        length = snprintf(directory, sizeof(directory), "/tmp/gemmd-%u", (unsigned)geteuid());
-    if (length < 0 || (size_t)length >= sizeof(directory))
-        return -ENAMETOOLONG;
-    length = snprintf(out, out_bytes, "%s/node%d.sock", directory, node < 0 ? 0 : node);
-    if (length < 0 || (size_t)length >= out_bytes)
-        return -ENAMETOOLONG;
-    /* The system's worker serves other users: its socket's mode decides who may connect. */
-    return make_directory(directory, strcmp(directory, system_directory) == 0 ? 0755 : 0700);
 }

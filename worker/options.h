@@ -43,12 +43,14 @@ struct options {
     enum sandbox_mode sandbox;
     uint32_t cpu_mask;                 /* GEMMD_CPU_MASK, to be ANDed with cpu_detect() */
     int event_level_forced;            /* GEMMD_EVENT_LEVEL: 0 … 3; -1: the best that works */
+    bool no_coalescing;                /* each job alone */
+    const char *trace;                 /* GEMMD_TRACE; NULL or "": none */
     bool debug;                        /* GEMMD_DEBUG=1 */
 };
 
 /* Reads argv and the environment (GEMMD_SOCKET, GEMMD_LOG, GEMMD_CPU_MASK, GEMMD_EVENT_LEVEL,
- * GEMMD_DEBUG), and sets up the log.  0: *out is complete.  1: leave with *exit_code; that is 0
- * after --help and --version, EX_USAGE (64) for the command line, EX_CONFIG (78) for the
+ * GEMMD_TRACE, GEMMD_DEBUG), and sets up the log.  0: *out is complete.  1: leave with *exit_code;
+ * that is 0 after --help and --version, EX_USAGE (64) for the command line, EX_CONFIG (78) for the
  * environment; one line on stderr named the option and the fix. */
 int options_parse(struct options *out, int argc, char **argv, int *exit_code);
 

@@ -131,6 +131,17 @@ static enum gemmd_status handle_info(struct control *control, struct session *se
     return GEMMD_STATUS_OK;
 }
 
+static struct gemmd_abi_latency latency_of(const struct histogram *queue,
+                                           const struct histogram *exec)
+{
+    return (struct gemmd_abi_latency){
+        .queue_p50_ns = histogram_percentile(queue, 500),
+        .queue_p99_ns = histogram_percentile(queue, 990),
+        .exec_p50_ns = histogram_percentile(exec, 500),
+        .exec_p99_ns = histogram_percentile(exec, 990),
+    };
+}
+
 static enum gemmd_status handle_layers(struct control *control, struct session *session,
                                        const void *request, struct control_answer *answer)
 {
@@ -155,6 +166,10 @@ static enum gemmd_status handle_layers(struct control *control, struct session *
     reply->uid = layer->charged_uid;
     reply->flags = (layer->pinned ? GEMMD_LAYER_PINNED : 0) |
                    (layer->condemned ? GEMMD_LAYER_UNLOADED : 0);
+    reply->exec_ns = gemmd_counter_read(&layer->exec_ns);
+    reply->panels = gemmd_counter_read(&layer->panels);
+    reply->panel_rows = gemmd_counter_read(&layer->panel_rows);
+    reply->latency = latency_of(&layer->queue_histogram, &layer->exec_histogram);
     return GEMMD_STATUS_OK;
 }
 
@@ -183,7 +198,7 @@ static enum gemmd_status handle_sessions(struct control *control, struct session
     reply->uid = (uint32_t)session->uid;
     reply->ring_entries = session->ring_entries;
     reply->arena_bytes = session->arena.bytes;
-    reply->jobs = gemmd_counter_read(&session->ring.jobs);
+    reply->jobs = gemmd_counter_read(&session->ring.jobs_done);
     reply->jobs_failed = gemmd_counter_read(&session->ring.jobs_failed);
     reply->rows = gemmd_counter_read(&session->ring.rows);
     reply->exec_ns = gemmd_counter_read(&session->ring.exec_ns);
@@ -192,6 +207,10 @@ static enum gemmd_status handle_sessions(struct control *control, struct session
     reply->layers = session->layer_count;
     reply->state = session->state;
     reply->age_ns = clock_now_ns() - session->connected_ns;
+    reply->latency = latency_of(&session->ring.queue_histogram, &session->ring.exec_histogram);
+    reply->deadline_misses = gemmd_counter_read(&session->ring.deadline_misses);
+    reply->cancelled = gemmd_counter_read(&session->ring.cancelled);
+    reply->in_flight = __atomic_load_n(&session->ring.scheduled.in_flight, __ATOMIC_RELAXED);
     return GEMMD_STATUS_OK;
 }
 

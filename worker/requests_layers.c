@@ -32,7 +32,7 @@ static void set_entry(struct control *control, struct session *session, uint32_t
     if (session->attached)
         mailbox_call(control->config.mailbox, &order);
     else /* control only: no dispatcher reads it */
-        session->ring.layers[layer_id] = (struct session_layer){layer, gen};
+        session->ring.layers[layer_id] = (struct session_layer){.layer = layer, .gen = gen};
 }
 
 /* Gives the session a handle of `layer`. */

@@ -26,6 +26,9 @@
     X(write, SANDBOX_W, "its last words")                                                          \
     X(clock_gettime, SANDBOX_C | SANDBOX_D | SANDBOX_W, "a machine whose vDSO has no clock")       \
     X(epoll_pwait, SANDBOX_C | SANDBOX_D, "an architecture without epoll_wait")                    \
+    /* pinning, looked after once a second */                                                      \
+    X(sched_getaffinity, SANDBOX_C, "")                                                            \
+    X(sched_setaffinity, SANDBOX_C, "a cpuset that changes")                                       \
     /* connections */                                                                              \
     X(accept4, SANDBOX_C, "")                                                                      \
     X(getsockopt, SANDBOX_C, "")                                                                   \
@@ -39,8 +42,8 @@
     X(memfd_create, SANDBOX_C, "")                                                                 \
     X(ftruncate, SANDBOX_C, "")                                                                    \
     X(fallocate, SANDBOX_C, "Linux before 5.14: populating a segment")                             \
-    X(epoll_create1, SANDBOX_C, "")                                                                \
     X(pread64, SANDBOX_C, "")                                                                      \
+    X(epoll_create1, SANDBOX_C, "")                                                                \
     X(eventfd2, SANDBOX_C, "")                                                                     \
     X(mmap, SANDBOX_C, "")                                                                         \
     X(mmap, SANDBOX_D, "a page under a fault, worker/fault.c")                                     \

@@ -86,6 +86,29 @@ static void set_up_ring(struct session *session, uint32_t ring_start)
     gemmd_doorbell_arm(ring->doorbell, &ring->doorbell_epoch);
 }
 
+bool session_make_jobs(struct session_ring *ring, uint32_t entries)
+{
+    ring->jobs = calloc(entries, sizeof(*ring->jobs));
+    ring->user_data = calloc(entries, sizeof(*ring->user_data));
+    ring->jobs_free = calloc(entries, sizeof(*ring->jobs_free));
+    if (!ring->jobs || !ring->user_data || !ring->jobs_free)
+        return false;
+    for (uint32_t i = 0; i < entries; i++)
+        ring->jobs_free[i] = entries - 1 - i;
+    ring->jobs_free_count = entries;
+    return true;
+}
+
+void session_free_jobs(struct session_ring *ring)
+{
+    free(ring->jobs);
+    free(ring->user_data);
+    free(ring->jobs_free);
+    ring->jobs = NULL;
+    ring->user_data = NULL;
+    ring->jobs_free = NULL;
+}
+
 static int watch_segment(struct session *session, const struct segment *segment)
 {
     return fault_watch(segment->memory, segment->bytes, segment->page_bytes,
@@ -101,6 +124,7 @@ static void close_fd(int *fd)
 
 static void destroy_segments(struct session *session)
 {
+    session_free_jobs(&session->ring);
     fault_unwatch(session->c2w.memory);
     fault_unwatch(session->w2c.memory);
     fault_unwatch(session->arena.memory);
@@ -120,9 +144,11 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
     uint64_t c2w_bytes = gemmd_segment_bytes(GEMMD_SEGMENT_C2W, ring_entries);
     uint64_t w2c_bytes = gemmd_segment_bytes(GEMMD_SEGMENT_W2C, ring_entries);
     enum gemmd_status status = GEMMD_STATUS_NO_MEMORY;
-    int error;
+    int error = -ENOMEM;
 
     session->ring_entries = ring_entries;
+    if (!session_make_jobs(&session->ring, ring_entries))
+        goto fail;
     /* Rings stay on 4 KiB pages: huge ones for 1,000 sessions would be 4 GB. */
     error = segment_create(&session->c2w, "gemmd-c2w", c2w_bytes, false, node);
     if (error == 0)

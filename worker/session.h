@@ -16,34 +16,36 @@
 #include "proto/ring.h"
 #include "proto/spin.h"
 #include "proto/status.h"
+#include "worker/histogram.h"
 #include "worker/layers.h"
+#include "worker/scheduler.h"
 #include "worker/segment.h"
 
 /* A layer opened by a session: what layer_id indexes. */
 struct session_layer {
     struct layer *layer; /* NULL: closed */
     uint32_t gen;        /* counts the openings of this entry; never 0 for an open one */
+    struct scheduler_flow flow; /* the dispatcher's */
 };
 
-/* A job being executed: the private, validated copy of its submission. */
+/* A job in flight: the private, validated copy of its submission. */
 struct job {
-    struct gemmd_sqe sqe;
-    struct layer *layer;
-    uint32_t rows_done;
-    uint64_t seen_ns, start_ns;
+    struct scheduler_job scheduled;
+    struct session_ring *ring;
+    struct layer *layer; /* NULL: this entry of the table is free */
+    const uint8_t *a;
+    uint8_t *c;
+    uint32_t a_stride_bytes, c_stride_bytes;
+    uint64_t seen_ns, start_ns; /* start_ns 0: no row has run */
 };
 
-/* Submissions taken from a ring at once: long enough to spread the cost of a turn, short enough
- * that a session waits for at most this many small jobs of each other one. */
+/* Submissions taken from a ring at each turn: long enough to spread the cost of a turn, short
+ * enough that a session waits for at most this many empty jobs of each other one. */
 #define SESSION_BATCH 16
 
 /* The dispatcher's part. */
 struct session_ring {
     struct gemmd_ring_end sq, cq;
-    /* Private copies of submissions seen and not yet started. */
-    struct gemmd_sqe batch[SESSION_BATCH];
-    uint32_t batch_next, batch_count;
-    uint64_t batch_seen_ns; /* 0 when all of them are empty jobs */
     uint32_t cq_head_seen;
     uint32_t doorbell_epoch, last_woken;
     struct gemmd_doorbell_line *doorbell;
@@ -52,18 +54,27 @@ struct session_ring {
     int wake_fd; /* atomic; eventfd of a client that waits with poll; -1: it waits on cq_futex */
     uint8_t *arena;
     uint64_t arena_bytes;
-    struct job job;               /* valid while job.layer */
+    struct scheduler_session scheduled;
+    /* As many as the ring has entries. */
+    struct job *jobs;
+    uint64_t *user_data;     /* by job */
+    uint32_t *jobs_free;     /* a stack */
+    uint32_t jobs_free_count;
     bool hot;                     /* polled each turn; else its doorbell is armed */
     bool used;                    /* had a job since the clock was last read */
     bool rung;                    /* it was cold until then */
     bool stalled;                 /* its completion ring is full: waits for the client to reap */
     bool suspect;                 /* the last sweep found a job here, and no doorbell came since */
+    bool touched;                 /* has completions that its client was not woken for */
+    bool silent;                  /* is being detached: nothing is completed any more */
     uint64_t last_used_ns;
     struct gemmd_spin spin;       /* how long its pauses are */
     uint64_t spin_budget_ns;      /* of the pause it is in; 0: it is in none */
     enum gemmd_status violation;  /* set: to be ended by the control thread */
+    uint32_t trace_id;
     /* counters: gemmd_counter_* */
-    uint64_t jobs, jobs_failed, rows, exec_ns, doorbells, wakeups;
+    uint64_t jobs_done, jobs_failed, rows, exec_ns, doorbells, wakeups, deadline_misses, cancelled;
+    struct histogram queue_histogram, exec_histogram;
     /* Changed by MAILBOX_LAYER only, so the control thread may read it between its orders. */
     struct session_layer layers[GEMMD_SESSION_LAYERS_MAX];
 };
@@ -71,7 +82,7 @@ struct session_ring {
 /* True while submissions were taken from the ring and not all are completed. */
 static inline bool session_ring_is_busy(const struct session_ring *ring)
 {
-    return ring->job.layer || ring->batch_next < ring->batch_count;
+    return ring->scheduled.in_flight != 0;
 }
 
 /* An upload of a layer's image. */
@@ -117,6 +128,10 @@ enum gemmd_status session_create_segments(struct session *session, uint32_t ring
 /* The client has mapped its segments: seals them, verifies the seals, and fills holes made before
  * them.  OK, ARENA_NO_MEMORY (a hole that cannot be filled) or INTERNAL. */
 enum gemmd_status session_seal(struct session *session);
+
+/* The table of a ring's jobs in flight; part of session_create_segments.  False: no memory. */
+bool session_make_jobs(struct session_ring *ring, uint32_t entries);
+void session_free_jobs(struct session_ring *ring);
 
 /* From here on the client is woken through a descriptor: session->wake_poll_fd, to be passed on
  * (GEMMD_MSG_WAKE_FD in proto/control.h).  No effect the second time.  0 or -errno. */

@@ -282,6 +282,19 @@ int topology_pin_thread(const cpu_set_t *cpus)
     return CPU_EQUAL(cpus, &granted) ? 0 : -EINVAL;
 }
 
+int topology_repin(pid_t tid, int cpu)
+{
+    cpu_set_t wanted, granted;
+
+    CPU_ZERO(&wanted);
+    CPU_SET(cpu, &wanted);
+    if (sched_getaffinity(tid, sizeof(granted), &granted) < 0)
+        return -errno;
+    if (CPU_EQUAL(&wanted, &granted))
+        return 0;
+    return sched_setaffinity(tid, sizeof(wanted), &wanted) < 0 ? -errno : 1;
+}
+
 int topology_bind_memory(void *memory, uint64_t bytes, int node)
 {
     unsigned long mask[NODES_MAX / MASK_WORD_BITS] = {0};

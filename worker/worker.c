@@ -30,6 +30,7 @@
 #include "worker/sandbox.h"
 #include "worker/segment.h"
 #include "worker/topology.h"
+#include "worker/trace.h"
 #include "worker/watchdog.h"
 
 /* About what a wake-up costs in a guest (26-53 us, reference/transport.md): never more than twice
@@ -51,6 +52,7 @@ struct worker {
     struct notify *notify;
     struct restore restore;
     struct mailbox *mailbox;
+    struct trace *trace; /* NULL: none */
     struct dispatcher *dispatcher;
     struct control *control;
     struct watchdog *watchdog;
@@ -231,15 +233,29 @@ static int open_memory(struct worker *worker)
     return 0;
 }
 
+static int open_trace(struct worker *worker)
+{
+    const char *path = worker->options.trace;
+    int error = path && *path ? trace_open(&worker->trace, path) : 0;
+
+    if (error < 0)
+        log_error(LOG_TOPIC_WORKER, "GEMMD_TRACE=%s: %s", path, strerror(-error));
+    return error < 0 ? EX_CONFIG : 0;
+}
+
 static int open_dispatcher(struct worker *worker)
 {
     struct dispatcher_config config = {.cpu = worker->dispatcher_cpu,
                                        .spin_ns = worker->spin_ns,
                                        .event_level_forced = worker->options.event_level_forced,
                                        .sessions_max = GEMMD_WORKER_SESSIONS_MAX,
+                                       .team_cpus = worker->cpus,
+                                       .alone = worker->options.no_coalescing,
+                                       .trace = worker->trace,
                                        .stats = worker->stats.memory};
     int error;
 
+    CPU_CLR(worker->dispatcher_cpu, &config.team_cpus);
     worker->violation_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     error = worker->violation_fd < 0 ? -errno : fault_open(worker->violation_fd);
     if (error == 0)
@@ -286,6 +302,7 @@ static int open_control(struct worker *worker)
         .stats_fd = worker->stats.fd,
         .violation_fd = worker->violation_fd,
         .lost = worker->lost,
+        .trace = worker->trace,
         .debug = options->debug,
     };
     int error, code;
@@ -402,6 +419,8 @@ int worker_open(struct worker **out, const struct options *options)
         code = restore_open(&worker->restore, &worker->options, worker->notify, worker->layers,
                             worker->pool);
     if (code == 0)
+        code = open_trace(worker);
+    if (code == 0)
         code = open_dispatcher(worker);
     if (code == 0)
         code = open_control(worker);
@@ -437,6 +456,7 @@ void worker_close(struct worker **worker_p)
     control_close(&worker->control);
     dispatcher_close(&worker->dispatcher);
     mailbox_close(&worker->mailbox);
+    trace_close(&worker->trace);
     if (worker->violation_fd >= 0)
         close(worker->violation_fd);
     restore_close(&worker->restore);

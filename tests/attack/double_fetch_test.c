@@ -119,7 +119,7 @@ static uint64_t slot_loads_min = UINT64_MAX, slot_loads_max;
 static void measure_slots(void)
 {
     for (uint32_t slot = 0; slot < ENTRIES; slot++)
-        for (uint32_t word = 0; word < 14; word++) { /* 4-byte words before reserved2 and seq */
+        for (uint32_t word = 0; word < 14; word++) { /* 4-byte words before reserved1 and seq */
             uint64_t count = loads_at(GEMMD_RING_OFFSET + slot * sizeof(struct gemmd_sqe) +
                                       word * 4);
 

@@ -120,6 +120,24 @@ static void test_bad_lists(void **state)
     }
 }
 
+static void test_nowhere_to_listen(void **state)
+{
+    static const char *const arguments[] = {"--socket", "/nonexistent/gemmd/socket", NULL};
+    static const char *const environment[] = {"GEMMD_DEBUG=1", "GEMMD_LOG=error", NULL};
+    struct gemmd *session;
+
+    (void)state;
+    assert_int_equal(harness_try_start(&worker, arguments, NULL), 71);
+    assert_true(harness_log_has(&worker, "/nonexistent/gemmd/socket"));
+    harness_discard(&worker);
+    harness_start(&worker, NULL, environment);
+    session = session_to(worker.socket);
+    assert_non_null(session);
+    gemmd_close(&session);
+    assert_true(harness_log_has(&worker, "message 1 serial 1: OK"));
+    harness_stop(&worker);
+}
+
 /* ---- system calls ---------------------------------------------------------------------------- */
 
 static const struct rule {
@@ -161,7 +179,7 @@ static pid_t thread_named(pid_t pid, const char *wanted)
 }
 
 /* Lines of strace -f: "PID name(…". */
-static void read_trace(const char *path, pid_t dispatcher, pid_t watchdog)
+static void read_trace(const char *path, pid_t control, pid_t watchdog)
 {
     char line[4096], name[64];
     FILE *file = fopen(path, "re");
@@ -174,7 +192,8 @@ static void read_trace(const char *path, pid_t dispatcher, pid_t watchdog)
 
         if (sscanf(line, "%d %63[a-z0-9_](", &pid, name) != 2 || strstr(line, "resumed>"))
             continue;
-        thread = pid == dispatcher ? SANDBOX_D : pid == watchdog ? SANDBOX_W : SANDBOX_C;
+        /* The others: the dispatcher and the compute threads. */
+        thread = pid == control ? SANDBOX_C : pid == watchdog ? SANDBOX_W : SANDBOX_D;
         for (size_t i = 0; i < RULE_COUNT; i++)
             if (strcmp(rules[i].name, name) == 0) {
                 seen[i] |= thread & rules[i].threads;
@@ -207,8 +226,10 @@ static void use_worker(void)
         usleep(2000);
         assert_int_equal(layer_case_check(session, handle, &layer, 3, i), 0);
     }
+    assert_true(gemmd_get_fd(session) >= 0);
     assert_int_equal(gemmd_get_info(session, &info), 0);
     assert_int_equal(gemmd_get_stats(session, &stats), 0);
+    assert_true(gemmd_get_fd(session) >= 0);
     assert_int_equal(gemmd_layer_close(session, &second), 0);
     file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     assert_int_equal(gemmd_layers_load(session, file, "x", NULL), -EBADMSG);
@@ -237,11 +258,11 @@ static void trace_level(const char *level)
     char setting[32], path[128], target[16];
     const char *const environment[] = {setting, "GEMMD_LOG=info", NULL};
     const char *const arguments[] = {"--spin-us", "0", NULL};
-    pid_t dispatcher, watchdog, tracer;
+    pid_t control, watchdog, tracer;
 
     snprintf(setting, sizeof(setting), "GEMMD_EVENT_LEVEL=%s", level);
     harness_start(&worker, arguments, environment);
-    dispatcher = thread_named(worker.pid, "gemmd-dispatch");
+    control = worker.pid;
     watchdog = thread_named(worker.pid, "gemmd-watchdog");
     snprintf(path, sizeof(path), "/tmp/gemmd-trace-%d", (int)getpid());
     snprintf(target, sizeof(target), "%d", (int)worker.pid);
@@ -259,7 +280,7 @@ static void trace_level(const char *level)
     assert_int_equal(harness_join(worker.pid, 15000), 0);
     worker.pid = 0;
     assert_true(harness_join(tracer, 10000) >= 0);
-    read_trace(path, dispatcher, watchdog);
+    read_trace(path, control, watchdog);
     unlink(path);
     harness_discard(&worker);
 }
@@ -367,6 +388,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_users),
         cmocka_unit_test(test_bad_lists),
+        cmocka_unit_test(test_nowhere_to_listen),
         cmocka_unit_test(test_no_unused_rule),
         cmocka_unit_test(test_wedged_dispatcher),
         cmocka_unit_test(test_wedged_control),

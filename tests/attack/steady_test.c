@@ -274,6 +274,8 @@ static struct gemmd_sqe job_of(const struct gemmd_msg_layer_reply *handle, uint3
 static enum progress use_worker(void)
 {
     struct gemmd_msg_layer_reply handle;
+    struct gemmd_msg_wake_fd wake_fd;
+    struct gemmd_msg_wake_fd_reply wake_fd_reply;
     enum progress progress = CONNECTED;
     struct gemmd_sqe sqe;
     struct gemmd_cqe cqe;
@@ -282,6 +284,8 @@ static enum progress use_worker(void)
     is_client = true;
     if (connect_live(&raw)) {
         progress = LIVE;
+        wake_fd.header = raw_header(&raw, GEMMD_MSG_WAKE_FD, sizeof(wake_fd));
+        ask(&raw, &wake_fd, &wake_fd_reply, sizeof(wake_fd_reply)); /* its refusal is no obstacle */
         if (upload(&raw, &handle)) {
             sqe = job_of(&handle, 2);
             raw_submit(&raw, &sqe);
@@ -389,12 +393,12 @@ static int live_with_failure(void *argument)
         return 2;
     }
     progress = use_worker();
+    fail_to = 0;
     if (__atomic_load_n(&requests, __ATOMIC_RELAXED) < fail_from) {
         stop_worker();
         REQUIRE(progress == SERVED);
         return 1;
     }
-    fail_to = 0;
     REQUIRE(use_worker() == SERVED); /* memory is back: so is the service */
     stop_worker();
     REQUIRE(open_fds() == fds);

@@ -5,6 +5,7 @@
 #include "tests/harness.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -298,6 +299,43 @@ static void test_other_pages(void **state)
     replace_worker(); /* without a huge page in use */
 }
 
+/* What the application watches stays, and says when there is something to take. */
+static void test_descriptor(void **state)
+{
+    struct gemmd_completion done[32];
+    struct pollfd watched = {.events = POLLIN};
+    struct scene scene;
+
+    (void)state;
+    for (int keep_weights = 0; keep_weights < 2; keep_weights++) {
+        open_scene(&scene, 1 << 20, 20000, keep_weights);
+        watched.fd = gemmd_get_fd(scene.session);
+        assert_true(watched.fd >= 0);
+        for (uint64_t round = 1; round <= 3; round++) {
+            unsigned reaped = 0;
+
+            submit_stopped(&scene);
+            replace_worker();
+            while (reaped < 32) {
+                int got;
+
+                assert_int_equal(poll(&watched, 1, 10000), 1);
+                got = gemmd_poll(scene.session, done, 32);
+                assert_true(got >= 0);
+                for (int i = 0; i < got; i++)
+                    assert_int_equal(done[i].error, keep_weights ? 0 : -ECONNRESET);
+                reaped += (unsigned)got;
+            }
+            assert_int_equal(gemmd_get_fd(scene.session), watched.fd);
+            assert_int_equal(recoveries(&scene), round);
+            if (!keep_weights)
+                break; /* the layer is lost */
+            check_works(&scene);
+        }
+        gemmd_close(&scene.session);
+    }
+}
+
 static int use_in_child(void *argument)
 {
     struct scene *scene = argument;
@@ -355,6 +393,7 @@ int main(void)
         cmocka_unit_test(test_closed_layer),
         cmocka_unit_test(test_drain),
         cmocka_unit_test_teardown(test_other_pages, restore_hugepages),
+        cmocka_unit_test(test_descriptor),
         cmocka_unit_test(test_fork),
     };
 

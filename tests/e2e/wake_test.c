@@ -5,6 +5,7 @@
 #include "tests/harness.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -151,6 +152,42 @@ static void test_unknown_level(void **state)
     harness_discard(&worker);
 }
 
+/* Both sides on one CPU: who spins keeps the other from the CPU, so the client does not. */
+static void test_one_cpu(void **state)
+{
+    static const char *const arguments[] = {"--spin-us", "50", NULL};
+    struct gemmd *session;
+    struct gemmd_layer *handle;
+    struct gemmd_stats stats;
+    struct gemmd_job job;
+    cpu_set_t all, one;
+    uint64_t start_ns;
+    const unsigned jobs = machine_is_sanitized() ? 200 : 2000;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    assert_int_equal(sched_setaffinity(0, sizeof(one), &one), 0);
+    harness_start(&worker, arguments, NULL); /* inherits the CPU */
+    session = session_with(worker.socket, 0, 1 << 20, 1000000000);
+    assert_non_null(session);
+    assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), 0);
+    gemmd_job_init(&job, handle, 0, gemmd_buffer_alloc(session, 64),
+                   gemmd_buffer_alloc(session, 64));
+    start_ns = machine_now_ns();
+    for (unsigned i = 0; i < jobs; i++)
+        assert_int_equal(gemmd_run(session, &job, 10000), 0);
+    printf("one CPU: %.1f us a job\n", (double)(machine_now_ns() - start_ns) / 1e3 / jobs);
+    assert_int_equal(gemmd_get_stats(session, &stats), 0);
+    /* One that spun for up to its 1 s would have slept in hardly any of them. */
+    assert_true(stats.session_sleeps > jobs / 2);
+    assert_int_equal(stats.rescues, 0);
+    gemmd_close(&session);
+    harness_stop(&worker);
+    assert_int_equal(sched_setaffinity(0, sizeof(all), &all), 0);
+}
+
 /* gemmd_wait gives up in time while nothing completes, and a later completion is not lost. */
 static void test_timeout(void **state)
 {
@@ -203,7 +240,8 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f0), cmocka_unit_test(test_f1),
         cmocka_unit_test(test_f2), cmocka_unit_test(test_f3),
-        cmocka_unit_test(test_unknown_level), cmocka_unit_test(test_timeout),
+        cmocka_unit_test(test_unknown_level), cmocka_unit_test(test_one_cpu),
+        cmocka_unit_test(test_timeout),
     };
 
     return HARNESS_RUN(tests, start, stop, 170);

@@ -36,6 +36,7 @@ static void test_submission(void **state)
 {
     const struct gemmd_sqe sqe = {
         .op = GEMMD_OP_GEMM,
+        .priority = GEMMD_ABI_PRIORITY_BACKGROUND,
         .m = 0x00012345,
         .layer_id = 0x11223344,
         .layer_gen = 0x55667788,
@@ -43,13 +44,19 @@ static void test_submission(void **state)
         .c_offset = UINT64_C(0x1112131415161718),
         .a_stride_bytes = 0x00aabbcc,
         .c_stride_bytes = 0x00ddeeff,
+        .deadline_ns = UINT64_C(0x2122232425262728),
         .user_data = UINT64_C(0xf0f1f2f3f4f5f6f7),
         .seq = 0xfffffffe,
     };
 
+    const struct gemmd_sqe cancel = {
+        .op = GEMMD_OP_CANCEL, .target = UINT64_C(0x0123456789abcdef), .user_data = 5, .seq = 7};
+
     (void)state;
-    ASSERT_BYTES(sqe, "01000000 45230100 44332211 88776655 0807060504030201 1817161514131211"
-                      "ccbbaa00 ffeedd00 0000000000000000 f7f6f5f4f3f2f1f0 00000000 feffffff");
+    ASSERT_BYTES(sqe, "01000200 45230100 44332211 88776655 0807060504030201 1817161514131211"
+                      "ccbbaa00 ffeedd00 2827262524232221 f7f6f5f4f3f2f1f0 00000000 feffffff");
+    ASSERT_BYTES(cancel, "02000000 00000000 00000000 00000000 0000000000000000 0000000000000000"
+                         "00000000 00000000 efcdab8967452301 0500000000000000 00000000 07000000");
 }
 
 static void test_completion(void **state)

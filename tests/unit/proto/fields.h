@@ -30,6 +30,7 @@
     S(gemmd_sqe)                                                                                   \
     F(gemmd_sqe, op)                                                                               \
     F(gemmd_sqe, flags)                                                                            \
+    F(gemmd_sqe, priority)                                                                         \
     F(gemmd_sqe, reserved0)                                                                        \
     F(gemmd_sqe, m)                                                                                \
     F(gemmd_sqe, layer_id)                                                                         \
@@ -38,9 +39,9 @@
     F(gemmd_sqe, c_offset)                                                                         \
     F(gemmd_sqe, a_stride_bytes)                                                                   \
     F(gemmd_sqe, c_stride_bytes)                                                                   \
-    F(gemmd_sqe, reserved1)                                                                        \
+    F(gemmd_sqe, deadline_ns)                                                                      \
     F(gemmd_sqe, user_data)                                                                        \
-    F(gemmd_sqe, reserved2)                                                                        \
+    F(gemmd_sqe, reserved1)                                                                        \
     F(gemmd_sqe, seq)                                                                              \
     S(gemmd_cqe)                                                                                   \
     F(gemmd_cqe, user_data)                                                                        \
@@ -200,6 +201,11 @@
     S(gemmd_msg_takeover_commit)                                                                   \
     F(gemmd_msg_takeover_commit, header)                                                           \
     F(gemmd_msg_takeover_commit, generation)                                                       \
+    S(gemmd_abi_latency)                                                                           \
+    F(gemmd_abi_latency, queue_p50_ns)                                                             \
+    F(gemmd_abi_latency, queue_p99_ns)                                                             \
+    F(gemmd_abi_latency, exec_p50_ns)                                                              \
+    F(gemmd_abi_latency, exec_p99_ns)                                                              \
     S(gemmd_msg_layers_reply)                                                                      \
     F(gemmd_msg_layers_reply, header)                                                              \
     F(gemmd_msg_layers_reply, desc)                                                                \
@@ -214,6 +220,10 @@
     F(gemmd_msg_layers_reply, kernel)                                                              \
     F(gemmd_msg_layers_reply, uid)                                                                 \
     F(gemmd_msg_layers_reply, flags)                                                               \
+    F(gemmd_msg_layers_reply, exec_ns)                                                             \
+    F(gemmd_msg_layers_reply, panels)                                                              \
+    F(gemmd_msg_layers_reply, panel_rows)                                                          \
+    F(gemmd_msg_layers_reply, latency)                                                             \
     S(gemmd_msg_sessions_reply)                                                                    \
     F(gemmd_msg_sessions_reply, header)                                                            \
     F(gemmd_msg_sessions_reply, session_id)                                                        \
@@ -230,6 +240,11 @@
     F(gemmd_msg_sessions_reply, layers)                                                            \
     F(gemmd_msg_sessions_reply, state)                                                             \
     F(gemmd_msg_sessions_reply, age_ns)                                                            \
+    F(gemmd_msg_sessions_reply, latency)                                                           \
+    F(gemmd_msg_sessions_reply, deadline_misses)                                                   \
+    F(gemmd_msg_sessions_reply, cancelled)                                                         \
+    F(gemmd_msg_sessions_reply, in_flight)                                                         \
+    F(gemmd_msg_sessions_reply, reserved)                                                          \
     S(gemmd_msg_stats_reply)                                                                       \
     F(gemmd_msg_stats_reply, header)                                                               \
     F(gemmd_msg_stats_reply, bytes)
@@ -244,6 +259,14 @@
     F(gemmd_stats_page, rows)                                                                      \
     F(gemmd_stats_page, macs)                                                                      \
     F(gemmd_stats_page, exec_ns)                                                                   \
+    F(gemmd_stats_page, slices)                                                                    \
+    F(gemmd_stats_page, preempted)                                                                 \
+    F(gemmd_stats_page, panels)                                                                    \
+    F(gemmd_stats_page, panel_rows)                                                                \
+    F(gemmd_stats_page, shared_slices)                                                             \
+    F(gemmd_stats_page, team_slices)                                                               \
+    F(gemmd_stats_page, deadline_misses)                                                           \
+    F(gemmd_stats_page, cancelled)                                                                 \
     F(gemmd_stats_page, turns)                                                                     \
     F(gemmd_stats_page, sleeps)                                                                    \
     F(gemmd_stats_page, doorbells)                                                                 \
@@ -257,9 +280,18 @@
     F(gemmd_stats_page, sessions_violated)                                                         \
     F(gemmd_stats_page, layers_created)                                                            \
     F(gemmd_stats_page, layers_attached)                                                           \
+    F(gemmd_stats_page, repinned)                                                                  \
+    F(gemmd_stats_page, trace_lost)                                                                \
     F(gemmd_stats_page, heartbeat)                                                                 \
     F(gemmd_stats_page, queue_ns)                                                                  \
-    F(gemmd_stats_page, exec_ns_histogram)
+    F(gemmd_stats_page, exec_ns_histogram)                                                         \
+    F(gemmd_stats_page, core_count)                                                                \
+    F(gemmd_stats_page, cores)                                                                     \
+    S(gemmd_core_stats)                                                                            \
+    F(gemmd_core_stats, cpu)                                                                       \
+    F(gemmd_core_stats, busy_ns)                                                                   \
+    F(gemmd_core_stats, spin_ns)                                                                   \
+    F(gemmd_core_stats, sleep_ns)
 
 #define PROTO_FIELDS(S, F)                                                                         \
     ABI_FIELDS(S, F)                                                                               \

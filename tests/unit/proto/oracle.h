@@ -30,13 +30,20 @@ static inline uint64_t oracle_job_form(const struct gemmd_sqe *sqe)
 {
     uint64_t faults = 0;
 
-    if (sqe->op != 1)
+    if (sqe->op != 1 && sqe->op != 2)
         faults |= FAULT(OP);
     if (sqe->flags != 0)
         faults |= FAULT(FLAGS);
-    if (sqe->reserved0 != 0 || sqe->reserved1 != 0 || sqe->reserved2 != 0)
+    if (sqe->reserved0 != 0 || sqe->reserved1 != 0)
         faults |= FAULT(RESERVED);
-    if (sqe->m > 1048576)
+    /* Of a cancel only target and user_data say something. */
+    if (sqe->op == 2 && (sqe->priority != 0 || sqe->m != 0 || sqe->layer_id != 0 ||
+                         sqe->layer_gen != 0 || sqe->a_offset != 0 || sqe->c_offset != 0 ||
+                         sqe->a_stride_bytes != 0 || sqe->c_stride_bytes != 0))
+        faults |= FAULT(RESERVED);
+    if (sqe->op != 2 && sqe->priority > 2)
+        faults |= FAULT(PRIORITY);
+    if (sqe->op != 2 && sqe->m > 1048576)
         faults |= FAULT(M);
     return faults;
 }
@@ -162,8 +169,8 @@ static inline uint64_t oracle_layer_desc(const struct gemmd_layer_desc_abi *desc
 /* Bytes of a request by its type; 0: no such type. */
 static inline size_t oracle_request_bytes(uint32_t type)
 {
-    static const uint8_t bytes[] = {0, 64, 16, 160, 40, 16, 80, 24, 16, 24, 24, 16,
-                                    16, 80, 80, 88, 24, 24};
+    static const uint8_t bytes[] = {0, 64, 16, 160, 40, 16, 80, 24, 16, 24, 24, 16, 16,
+                                    80, 80, 88, 24, 24};
 
     return type < sizeof(bytes) ? bytes[type] : 0;
 }

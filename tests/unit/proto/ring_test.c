@@ -54,7 +54,7 @@ static struct gemmd_sqe make_job(uint64_t number)
     sqe.a_offset = number * UINT64_C(0x9e3779b97f4a7c15);
     sqe.c_offset = ~number;
     sqe.user_data = number;
-    sqe.reserved2 = (uint32_t)number ^ UINT32_C(0xdeadbeef); /* shares a word with seq */
+    sqe.reserved1 = (uint32_t)number ^ UINT32_C(0xdeadbeef); /* shares a word with seq */
     sqe.seq = (uint32_t)random_u64();                        /* the push overwrites it */
     return sqe;
 }

@@ -22,6 +22,10 @@ static const struct {
     {11, "OVERLAP"},
     {12, "WORKER_LOST"},
     {13, "SESSION_ENDED"},
+    {14, "DEADLINE"},
+    {15, "CANCELLED"},
+    {16, "CANCEL_MISSED"},
+    {17, "PRIORITY"},
     {32, "STATE"},
     {33, "RING_ENTRIES"},
     {34, "ARENA_BYTES"},
@@ -110,7 +114,7 @@ static void test_values_and_texts_are_distinct(void **state)
 
 static void test_unknown_values(void **state)
 {
-    static const int unknown[] = {-1, 14, 31, 64, 95, 104, 127, INT32_MAX, INT32_MIN};
+    static const int unknown[] = {-1, 18, 31, 64, 95, 104, 127, INT32_MAX, INT32_MIN};
 
     (void)state;
     for (size_t i = 0; i < COUNT(unknown); i++) {

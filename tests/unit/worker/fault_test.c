@@ -1,6 +1,8 @@
 /* A page of a session's segment goes away under the worker: zeros, a mark, a note; nothing else. */
 #include "unit.h"
 
+#include "tests/unit/worker/executor_scene.h"
+
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -92,43 +94,26 @@ static void test_first_verdict_stays(void **state)
 /* A whole job through the executor, with a hole in A: it does not complete with OK. */
 static void test_job_over_a_hole(void **state)
 {
-    static struct gemmd_stats_page stats;
-    static struct executor executor = {.stats = &stats};
-    static struct session_ring ring;
-    static int8_t packed[MIB] __attribute__((aligned(GEMM_ALIGN)));
-    static int32_t offset[1024] __attribute__((aligned(GEMM_ALIGN)));
-    static float scale[1024] __attribute__((aligned(GEMM_ALIGN)));
-    static float bias[1024] __attribute__((aligned(GEMM_ALIGN)));
-    static struct gemmd_cqe cq[8];
-    int8_t weights[64 * 64];
-    struct layer layer = {.weights = {gemm_select(cpu_detect()), 64, 64, packed}};
-    struct job job = {.sqe = {.op = GEMMD_OP_GEMM, .m = 64, .a_stride_bytes = 64,
-                              .c_offset = 8 * 4096, .c_stride_bytes = 256},
-                      .layer = &layer};
-    uint64_t budget = EXECUTOR_SLICE_MACS;
+    static struct executor_scene scene;
+    struct executor_client *client = &scene.clients[0];
+    struct gemmd_cqe cqe;
     char *arena = map_with_hole(SIZE, 0); /* A and C both gone */
 
     (void)state;
     install();
-    memset(weights, 1, sizeof(weights));
-    gemm_pack(layer.weights.kernel, 64, 64, weights, 64, packed, offset);
-    for (int i = 0; i < 1024; i++)
-        scale[i] = 1.0f;
-    layer.epilogue = (struct gemm_epilogue){.a_type = (enum gemm_type)GEMMD_ABI_TYPE_U8,
-                                            .c_type = (enum gemm_type)GEMMD_ABI_TYPE_F32,
-                                            .inverse_c_scale = 1.0f,
-                                            .offset = offset,
-                                            .scale = scale,
-                                            .bias = bias};
-    ring.arena = (uint8_t *)arena;
-    ring.arena_bytes = SIZE;
-    ring.cq = (struct gemmd_ring_end){(uint64_t *)(void *)cq, 7, 0};
-    assert_int_equal(fault_watch(arena, SIZE, 4096, &ring.violation), 0);
-    assert_true(executor_run_slice(&executor, &ring, &job, &budget));
-    executor_complete(&executor, &ring, &job, GEMMD_STATUS_OK);
-    assert_int_equal(cq[0].seq, 1);
-    assert_int_equal(cq[0].status, GEMMD_STATUS_SESSION_ENDED);
-    assert_int_equal(ring.violation, GEMMD_STATUS_SEGMENT_FAULT);
+    executor_scene_open(&scene, 64, 64, 1);
+    client->session.ring.arena = (uint8_t *)arena;
+    client->session.ring.arena_bytes = SIZE;
+    assert_int_equal(fault_watch(arena, SIZE, 4096, &client->session.ring.violation), 0);
+    executor_scene_submit(client, &(struct gemmd_sqe){.op = GEMMD_OP_GEMM, .m = 64, .layer_gen = 1,
+                                                      .a_stride_bytes = 64, .c_offset = 8 * 4096,
+                                                      .c_stride_bytes = 256});
+    assert_true(executor_take(&scene.executor, &client->session.ring));
+    assert_true(executor_step(&scene.executor));
+    assert_true(executor_scene_complete(client, &cqe));
+    assert_int_equal(cqe.status, GEMMD_STATUS_SESSION_ENDED);
+    assert_int_equal(client->session.ring.violation, GEMMD_STATUS_SEGMENT_FAULT);
+    executor_scene_close(&scene);
     fault_unwatch(arena);
     munmap(arena, SIZE);
     take_notes();

@@ -138,6 +138,75 @@ static mode_t mode_of(gid_t *gid)
     return status.st_mode & 07777;
 }
 
+/* Without the right to give the file away it stays closed; a peer with more groups than are looked
+ * at is judged by its primary one. */
+static int open_as_other(void *argument)
+{
+    const struct peers *peers = argument;
+    int fd;
+
+    if (setgroups(0, NULL) < 0 || setresgid(5, 5, 5) < 0 || setresuid(1002, 1002, 1002) < 0)
+        return 98;
+    snprintf(path, sizeof(path), "/tmp/gemmd-peers-%d", (int)getpid());
+    fd = listen_here();
+    close(fd);
+    if (peers_open_socket(peers, path) != -EPERM)
+        return 1;
+    unlink(path);
+    return 0;
+}
+
+static int connect_with_many_groups(void *argument)
+{
+    gid_t groups[1100];
+
+    for (size_t i = 0; i < 1100; i++)
+        groups[i] = (gid_t)(3000 + i);
+    if (setgroups(1100, groups) < 0)
+        return 98;
+    *(struct identity *)argument = (struct identity){1002, 5, 0};
+    return setresgid(5, 5, 5) < 0 || setresuid(1002, 1002, 1002) < 0 ? 98 : 0;
+}
+
+static void test_edges_of_groups(void **state)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct peers peers = {0};
+    int fd, status;
+    pid_t child;
+
+    (void)state;
+    if (geteuid() != 0) {
+        print_message("SKIP: needs root to become other users\n");
+        skip();
+    }
+    assert_true(peers_add_groups(&peers, "2001"));
+    assert_int_equal(in_child(open_as_other, &peers), 0);
+    fd = listen_here();
+    assert_int_equal(chmod(path, 0666), 0);
+    memcpy(address.sun_path, path, strlen(path) + 1);
+    fflush(NULL);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct identity who;
+        int client = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+        char byte;
+
+        status = connect_with_many_groups(&who);
+        if (status == 0 && connect(client, (struct sockaddr *)&address, sizeof(address)) == 0)
+            status = (int)read(client, &byte, 1);
+        _exit(status);
+    }
+    status = accept(fd, NULL, NULL);
+    assert_true(status >= 0);
+    assert_false(peers_admit(&peers, status, &(pid_t){0}, &(uid_t){0}));
+    close(status);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    close(fd);
+}
+
 static void test_socket_mode(void **state)
 {
     struct peers peers = {0};
@@ -182,6 +251,7 @@ int main(void)
         cmocka_unit_test(test_lists),
         cmocka_unit_test(test_admission),
         cmocka_unit_test(test_socket_mode),
+        cmocka_unit_test(test_edges_of_groups),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -1,0 +1,412 @@
+/* The worker's side of the simulated world, and the shadow model. */
+#include "tests/sim/world.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* splitmix64 (S. Vigna). */
+uint64_t world_random(struct world *world, uint64_t below)
+{
+    uint64_t z = world->random += UINT64_C(0x9e3779b97f4a7c15);
+
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return (z ^ (z >> 31)) % below;
+}
+
+void world_fail(const struct world *world, const char *what)
+{
+    fprintf(stderr, "sim: seed %llu at %llu ns: %s\n", (unsigned long long)world->seed,
+            (unsigned long long)world->now_ns, what);
+    fprintf(stderr, "sim: replay with --seed %llu --count 1\n", (unsigned long long)world->seed);
+    exit(1);
+}
+
+/* What the layer makes of a row: a mix of both, so that a cell of the wrong row, panel or layer
+ * shows. */
+static uint64_t value_of(const struct world_job *job, uint32_t row, uint32_t panel)
+{
+    uint64_t z = (uint64_t)job->tag << 40 ^ (uint64_t)job->session << 32 ^
+                 (uint64_t)job->layer << 24 ^ row << 8 ^ panel;
+
+    z = (z ^ (z >> 29)) * UINT64_C(0xbf58476d1ce4e5b9);
+    return z ^ (z >> 32);
+}
+
+/* ---- the shadow: what a completion must look like -------------------------------------------- */
+
+static void check_cells(struct world *world, const struct world_job *job)
+{
+    uint32_t panels = world->layer[job->layer].scheduled.panels;
+
+    for (uint32_t row = 0; row < job->job.rows; row++)
+        for (uint32_t panel = 0; panel < panels; panel++) {
+            WORLD_REQUIRE(world, job->cells[row][panel] == 1);
+            WORLD_REQUIRE(world, job->c[row][panel] == value_of(job, row, panel));
+        }
+}
+
+/* How long the job may have taken.  A round gives every session its quantum and lets each overdraw
+ * by one scan's worth; a debt takes debt / quantum rounds. */
+static uint64_t starvation_bound_ns(const struct world *world, const struct world_session *session,
+                                    const struct world_job *job)
+{
+    uint64_t scan_ns = 0, round_ns = 0, rounds;
+
+    for (uint32_t i = 0; i < world->layers; i++) {
+        const struct world_layer *layer = &world->layer[i];
+        uint64_t ns = (layer->tile_ns * 64 + layer->stream_ns) * layer->scheduled.panels * 4;
+
+        scan_ns = ns > scan_ns ? ns : scan_ns;
+    }
+    for (uint32_t i = 0; i < world->sessions; i++)
+        round_ns += (uint64_t)SCHEDULER_QUANTUM_NS * world->session[i].weight + scan_ns;
+    rounds = 4 + WORLD_ENTRIES * (1 + scan_ns / ((uint64_t)SCHEDULER_QUANTUM_NS * session->weight));
+    if (job->job.class == SCHEDULER_BACKGROUND)
+        rounds *= SCHEDULER_BACKGROUND_SHARE;
+    return rounds * round_ns * (world->noisy ? 4 : 1);
+}
+
+static void complete(struct world *world, struct world_session *session, struct world_job *job)
+{
+    enum gemmd_status status = job->job.status;
+    uint64_t wait_ns = world->now_ns - job->accepted_ns;
+
+    WORLD_REQUIRE(world, job->accepted); /* exactly one */
+    job->accepted = false;
+    session->completed++;
+    session->unreaped++;
+    session->statuses[status]++;
+    WORLD_REQUIRE(world, session->unreaped <= WORLD_ENTRIES);
+    switch (status) {
+    case GEMMD_STATUS_OK:
+        WORLD_REQUIRE(world, !job->cancelled && !job->stale);
+        if (world->checking)
+            check_cells(world, job);
+        break;
+    case GEMMD_STATUS_DEADLINE:
+        WORLD_REQUIRE(world, job->job.deadline_ns && world->now_ns >= job->job.deadline_ns);
+        WORLD_REQUIRE(world, job->job.rows_boarded == 0);
+        break;
+    case GEMMD_STATUS_CANCELLED:
+        WORLD_REQUIRE(world, job->cancelled);
+        break;
+    case GEMMD_STATUS_LAYER_STALE:
+        WORLD_REQUIRE(world, job->stale);
+        break;
+    default:
+        world_fail(world, "a status that nothing explains");
+    }
+    WORLD_REQUIRE(world, wait_ns <= starvation_bound_ns(world, session, job));
+    if (wait_ns > session->longest_wait_ns)
+        session->longest_wait_ns = wait_ns;
+}
+
+static void take_done(struct world *world)
+{
+    struct scheduler_job *done;
+
+    while ((done = scheduler_take_done(&world->scheduler))) {
+        struct world_job *job = LIST_ENTRY(done, struct world_job, job);
+
+        complete(world, &world->session[job->session], job);
+    }
+}
+
+static void check_quotas(struct world *world)
+{
+    uint32_t in_flight[WORLD_USERS] = {0}, sessions[WORLD_USERS] = {0};
+
+    for (uint32_t i = 0; i < world->sessions; i++) {
+        const struct world_session *session = &world->session[i];
+        uint32_t count = 0;
+
+        if (!session->open)
+            continue;
+        for (uint32_t j = 0; j < WORLD_ENTRIES; j++)
+            count += session->jobs[j].accepted;
+        WORLD_REQUIRE(world, count <= session->quota);
+        WORLD_REQUIRE(world, count == session->scheduled.in_flight);
+        in_flight[session->user] += count;
+        sessions[session->user]++;
+    }
+    for (uint32_t user = 0; user < WORLD_USERS; user++)
+        WORLD_REQUIRE(world, in_flight[user] <= world->scheduler.config.user_quota +
+                                                    SCHEDULER_RESERVE * sessions[user]);
+}
+
+/* ---- intake: what the dispatcher does with a ring -------------------------------------------- */
+
+static void cancel(struct world *world, struct world_session *session, uint32_t tag)
+{
+    for (uint32_t i = 0; i < WORLD_ENTRIES; i++) {
+        struct world_job *job = &session->jobs[i];
+
+        if (!job->accepted || job->tag != tag)
+            continue;
+        job->cancelled = true;
+        scheduler_withdraw(&world->scheduler, &job->job, GEMMD_STATUS_CANCELLED);
+        take_done(world);
+    }
+    session->completed++; /* the cancel's own */
+    session->unreaped++;
+}
+
+static void accept(struct world *world, struct world_session *session, const struct world_sqe *sqe)
+{
+    struct world_job *job = session->jobs;
+
+    while (job->accepted)
+        job++;
+    WORLD_REQUIRE(world, job < session->jobs + WORLD_ENTRIES);
+    *job = (struct world_job){
+        .job = {.flow = &session->flows[sqe->layer],
+                .class = sqe->class,
+                .rows = sqe->rows,
+                .deadline_ns = sqe->deadline_ns},
+        .accepted = true,
+        .session = (uint32_t)(session - world->session),
+        .layer = sqe->layer,
+        .tag = sqe->tag,
+        .accepted_ns = world->now_ns,
+    };
+    scheduler_submit(&world->scheduler, &job->job);
+}
+
+static void take_submissions(struct world *world, struct world_session *session)
+{
+    while (session->ring_head != session->ring_tail &&
+           session->unreaped + session->scheduled.in_flight < WORLD_ENTRIES) {
+        const struct world_sqe *sqe = &session->ring[session->ring_head % WORLD_ENTRIES];
+
+        if (sqe->is_cancel) {
+            cancel(world, session, sqe->tag);
+        } else if (!session->flows[sqe->layer].layer) {
+            session->completed++; /* LAYER_STALE at admission */
+            session->unreaped++;
+        } else if (!scheduler_has_room(&world->scheduler, &session->scheduled)) {
+            break;
+        } else {
+            accept(world, session, sqe);
+        }
+        session->ring_head++;
+    }
+}
+
+/* ---- one slice ------------------------------------------------------------------------------- */
+
+static void compute(struct world *world, const struct scheduler_scan *scan, uint32_t panels)
+{
+    for (uint32_t i = 0; i < scan->member_count; i++) {
+        const struct scheduler_member *member = &scan->members[i];
+        struct world_job *job = LIST_ENTRY(member->job, struct world_job, job);
+
+        WORLD_REQUIRE(world, job->accepted);
+        WORLD_REQUIRE(world, &world->layer[job->layer].scheduled == scan->layer);
+        WORLD_REQUIRE(world, member->first_row + member->rows <= job->job.rows);
+        for (uint32_t row = member->first_row; row < member->first_row + member->rows; row++)
+            for (uint32_t p = 0; p < panels; p++) {
+                uint32_t panel = (scan->position + p) % scan->layer->panels;
+
+                job->cells[row][panel]++;
+                job->c[row][panel] = value_of(job, row, panel);
+            }
+    }
+}
+
+static uint64_t cost_ns(const struct scheduler_scan *scan, uint32_t rows, uint32_t panels)
+{
+    const struct world_layer *layer = LIST_ENTRY(scan->layer, struct world_layer, scheduled);
+    uint64_t tiles = (rows + scan->layer->tile_rows - 1) / scan->layer->tile_rows;
+    uint64_t compute_ns = layer->tile_ns * tiles;
+
+    return (compute_ns > layer->stream_ns ? compute_ns : layer->stream_ns) * panels + 1;
+}
+
+/* What each would have cost alone: sharing a scan is a gain, not a loss of share. */
+static void note_worth(struct world *world, const struct scheduler_scan *scan, uint32_t panels)
+{
+    for (uint32_t i = 0; i < scan->member_count; i++) {
+        const struct scheduler_member *member = &scan->members[i];
+        const struct world_job *job = LIST_ENTRY(member->job, struct world_job, job);
+
+        world->session[job->session].worth_ns += cost_ns(scan, member->rows, panels);
+    }
+}
+
+static uint64_t true_cost_ns(struct world *world, const struct scheduler_scan *scan,
+                             uint32_t panels)
+{
+    uint64_t ns = cost_ns(scan, scan->rows, panels);
+
+    if (world->noisy) {
+        ns += world_random(world, ns / 4 + 1);
+        if (world_random(world, 50) == 0)
+            ns += ns * world_random(world, 8); /* the thread lost its CPU */
+    }
+    return ns;
+}
+
+static void check_scan(struct world *world, const struct scheduler_scan *scan)
+{
+    uint32_t rows = 0;
+
+    WORLD_REQUIRE(world, scan->member_count > 0);
+    WORLD_REQUIRE(world, scan->panels_now > 0);
+    for (uint32_t i = 0; i < scan->member_count; i++) {
+        rows += scan->members[i].rows;
+        WORLD_REQUIRE(world, scan->members[i].panels_left >= scan->panels_now);
+    }
+    WORLD_REQUIRE(world, rows == scan->rows && rows <= SCHEDULER_ROWS_MAX);
+}
+
+/* False: there was nothing to run. */
+static bool run_slice(struct world *world)
+{
+    struct scheduler_scan *scan = scheduler_next(&world->scheduler, world->now_ns);
+    uint32_t panels;
+    uint64_t ns;
+
+    take_done(world); /* past their deadlines */
+    if (!scan)
+        return false;
+    check_scan(world, scan);
+    panels = scan->panels_now;
+    if (world->noisy && world_random(world, 3) == 0)
+        panels = 1 + (uint32_t)world_random(world, panels);
+    if (world->checking)
+        compute(world, scan, panels);
+    note_worth(world, scan, panels);
+    ns = true_cost_ns(world, scan, panels);
+    world->slices++;
+    world->panels += panels;
+    world->panel_rows += (uint64_t)panels * scan->rows;
+    world->compute_ns += ns;
+    world->now_ns += ns / world->scheduler.config.threads + 1;
+    scan->changed = false;
+    scheduler_ran(&world->scheduler, scan, panels, ns);
+    take_done(world);
+    return true;
+}
+
+static uint64_t next_act_ns(const struct world *world)
+{
+    uint64_t next_ns = UINT64_MAX;
+
+    for (uint32_t i = 0; i < world->sessions; i++)
+        if (world->session[i].open && world->session[i].next_ns < next_ns)
+            next_ns = world->session[i].next_ns;
+    return next_ns;
+}
+
+void world_step(struct world *world)
+{
+    for (uint32_t i = 0; i < world->sessions; i++) {
+        struct world_session *session = &world->session[i];
+
+        if (!session->open)
+            continue;
+        if (session->next_ns <= world->now_ns)
+            client_act(world, session);
+        take_submissions(world, session);
+    }
+    check_quotas(world);
+    if (!run_slice(world)) {
+        uint64_t next_ns = next_act_ns(world);
+
+        world->now_ns = next_ns > world->now_ns ? next_ns : world->now_ns + 1;
+    }
+}
+
+void world_drain(struct world *world)
+{
+    bool busy = true;
+
+    while (busy) {
+        busy = run_slice(world);
+        for (uint32_t i = 0; i < world->sessions; i++) {
+            struct world_session *session = &world->session[i];
+
+            session->unreaped = 0;
+            if (!session->open)
+                continue;
+            busy |= session->ring_head != session->ring_tail;
+            take_submissions(world, session);
+        }
+    }
+    for (uint32_t i = 0; i < world->sessions; i++) {
+        struct world_session *session = &world->session[i];
+
+        WORLD_REQUIRE(world, !session->open || session->completed == session->submitted);
+        WORLD_REQUIRE(world, !session->open || session->scheduled.in_flight == 0);
+    }
+    WORLD_REQUIRE(world, world->scheduler.waiting == 0 && world->scheduler.linked == 0);
+    for (uint32_t i = 0; i < SCHEDULER_SCANS; i++)
+        WORLD_REQUIRE(world, !world->scheduler.scans[i].layer);
+}
+
+/* ---- set-up ---------------------------------------------------------------------------------- */
+
+void world_open(struct world *world, uint64_t seed)
+{
+    struct scheduler_config config = {.sessions_max = WORLD_SESSIONS};
+
+    memset(world, 0, sizeof(*world));
+    world->seed = world->random = seed;
+    world->now_ns = 1 + world_random(world, 1000000);
+    config.threads = 1 + (uint32_t)world_random(world, 4);
+    config.user_quota = 1 + (uint32_t)world_random(world, 60);
+    WORLD_REQUIRE(world, scheduler_init(&world->scheduler, &config) == 0);
+    world->layers = 1 + (uint32_t)world_random(world, WORLD_LAYERS);
+    for (uint32_t i = 0; i < world->layers; i++) {
+        struct world_layer *layer = &world->layer[i];
+
+        layer->tile_ns = UINT64_C(1) << world_random(world, 12);
+        layer->stream_ns = UINT64_C(1) << world_random(world, 14);
+        scheduler_init_layer(&layer->scheduled, 1 + (uint32_t)world_random(world, WORLD_PANELS),
+                             1 + (uint32_t)world_random(world, 8), 1 + world_random(world, 5000));
+    }
+}
+
+void world_add_session(struct world *world, uint32_t index, enum client_kind kind, uint32_t user,
+                       uint32_t weight, uint32_t quota)
+{
+    struct world_session *session = &world->session[index];
+
+    memset(session, 0, sizeof(*session));
+    session->open = true;
+    session->kind = kind;
+    session->user = user;
+    session->weight = weight;
+    session->quota = quota;
+    session->next_ns = world->now_ns;
+    scheduler_add_session(&world->scheduler, &session->scheduled, user, weight, quota);
+    for (uint32_t i = 0; i < world->layers; i++)
+        scheduler_init_flow(&session->flows[i], &session->scheduled, &world->layer[i].scheduled);
+    if (world->sessions <= index)
+        world->sessions = index + 1;
+}
+
+void world_end_session(struct world *world, uint32_t index)
+{
+    struct world_session *session = &world->session[index];
+
+    for (uint32_t i = 0; i < WORLD_ENTRIES; i++)
+        if (session->jobs[i].accepted) {
+            session->jobs[i].cancelled = true;
+            session->unreaped = 0;
+            scheduler_withdraw(&world->scheduler, &session->jobs[i].job, GEMMD_STATUS_CANCELLED);
+            take_done(world);
+        }
+    scheduler_remove_session(&world->scheduler, &session->scheduled);
+    session->open = false;
+}
+
+void world_close(struct world *world)
+{
+    for (uint32_t i = 0; i < world->sessions; i++)
+        if (world->session[i].open)
+            world_end_session(world, i);
+    scheduler_fini(&world->scheduler);
+}

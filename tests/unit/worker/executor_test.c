@@ -1,0 +1,178 @@
+/* The executor: from submission to completion, sessions that share a scan, interruptions. */
+#include "tests/unit/worker/unit.h"
+
+#include "tests/unit/worker/executor_scene.h"
+
+enum { N = 1000, K = 200, ROWS = 40, ARENA = 1 << 20, C_AT = 1 << 16 };
+
+static struct executor_scene scene;
+static uint8_t arenas[SCENE_CLIENTS][ARENA] __attribute__((aligned(64)));
+
+static void open_scene(uint32_t clients)
+{
+    executor_scene_open(&scene, N, K, clients);
+    for (uint32_t i = 0; i < clients; i++) {
+        for (uint32_t j = 0; j < C_AT; j++)
+            arenas[i][j] = (uint8_t)(j * 13 + i * 57 + j / 256);
+        memset(arenas[i] + C_AT, 0xee, ARENA - C_AT);
+        scene.clients[i].session.ring.arena = arenas[i];
+        scene.clients[i].session.ring.arena_bytes = ARENA;
+    }
+}
+
+static void submit(uint32_t client, uint32_t m, uint64_t user_data)
+{
+    executor_scene_submit(&scene.clients[client],
+                          &(struct gemmd_sqe){.op = GEMMD_OP_GEMM, .m = m, .layer_gen = 1,
+                                              .a_stride_bytes = K, .c_offset = C_AT,
+                                              .c_stride_bytes = N * 4, .user_data = user_data});
+}
+
+static void check_result(uint32_t client, uint32_t m)
+{
+    const float *c = (const float *)(const void *)(arenas[client] + C_AT);
+
+    for (uint32_t i = 0; i < m; i++)
+        for (uint32_t j = 0; j < N; j++) {
+            int32_t sum = 0;
+
+            for (uint32_t k = 0; k < K; k++)
+                sum += arenas[client][i * K + k] * scene.weights[j * K + k];
+            assert_true(c[i * N + j] == (float)sum);
+        }
+    for (uint32_t i = C_AT + m * N * 4; i < ARENA; i++)
+        assert_int_equal(arenas[client][i], 0xee);
+}
+
+static void expect(uint32_t client, uint64_t user_data, enum gemmd_status status)
+{
+    struct gemmd_cqe cqe;
+
+    assert_true(executor_scene_complete(&scene.clients[client], &cqe));
+    assert_int_equal(cqe.user_data, user_data);
+    assert_int_equal(cqe.status, status);
+}
+
+static void run_all(void)
+{
+    while (executor_step(&scene.executor))
+        ;
+}
+
+static void test_shared_scan(void **state)
+{
+    (void)state;
+    open_scene(3);
+    for (uint32_t i = 0; i < 3; i++) {
+        submit(i, 1 + i * 7, i);
+        assert_true(executor_take(&scene.executor, &scene.clients[i].session.ring));
+    }
+    run_all();
+    for (uint32_t i = 0; i < 3; i++) {
+        expect(i, i, GEMMD_STATUS_OK);
+        check_result(i, 1 + i * 7);
+        assert_true(scene.clients[i].wakes > 0);
+    }
+    assert_int_equal(scene.stats.jobs, 3);
+    assert_int_equal(scene.stats.rows, 1 + 8 + 15);
+    assert_true(scene.stats.shared_slices > 0);
+    executor_scene_close(&scene);
+}
+
+/* Each slice ends after its first chunk; a second session comes in the middle of the scan. */
+static void test_interrupted(void **state)
+{
+    (void)state;
+    open_scene(2);
+    /* As if the layer took long: 16 panels of 20 us. */
+    for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++)
+        scene.layer.scheduled.cost[i] = 20000 * 16;
+    scene.layer.scheduled.rows_short = 0;
+    scene.stop = true;
+    submit(0, ROWS, 10);
+    executor_take(&scene.executor, &scene.clients[0].session.ring);
+    assert_true(executor_step(&scene.executor));
+    assert_int_equal(scene.clients[0].session.ring.scheduled.in_flight, 1);
+    submit(1, ROWS, 11);
+    executor_take(&scene.executor, &scene.clients[1].session.ring);
+    run_all();
+    expect(0, 10, GEMMD_STATUS_OK);
+    expect(1, 11, GEMMD_STATUS_OK);
+    check_result(0, ROWS);
+    check_result(1, ROWS);
+    assert_true(scene.stats.preempted > 0);
+    executor_scene_close(&scene);
+}
+
+/* Between two slices of it, a job is cancelled, its layer closed, its session gone. */
+static void test_taken_away(void **state)
+{
+    (void)state;
+    open_scene(3);
+    for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++)
+        scene.layer.scheduled.cost[i] = 20000 * 16;
+    scene.layer.scheduled.rows_short = 0;
+    scene.stop = true;
+    for (uint32_t i = 0; i < 3; i++) {
+        submit(i, ROWS, 20 + i);
+        executor_take(&scene.executor, &scene.clients[i].session.ring);
+    }
+    assert_true(executor_step(&scene.executor));
+    executor_scene_submit(&scene.clients[0], &(struct gemmd_sqe){.op = GEMMD_OP_CANCEL,
+                                                                 .target = 20, .user_data = 30});
+    executor_scene_submit(&scene.clients[0], &(struct gemmd_sqe){.op = GEMMD_OP_CANCEL,
+                                                                 .target = 20, .user_data = 31});
+    assert_true(executor_take(&scene.executor, &scene.clients[0].session.ring));
+    assert_true(executor_take(&scene.executor, &scene.clients[0].session.ring));
+    expect(0, 20, GEMMD_STATUS_CANCELLED);
+    expect(0, 30, GEMMD_STATUS_OK);
+    expect(0, 31, GEMMD_STATUS_CANCEL_MISSED);
+    executor_set_layer(&scene.executor, &scene.clients[1].session, 0, NULL, 1);
+    expect(1, 21, GEMMD_STATUS_LAYER_STALE);
+    submit(1, 1, 22);
+    executor_take(&scene.executor, &scene.clients[1].session.ring);
+    expect(1, 22, GEMMD_STATUS_LAYER_STALE);
+    run_all();
+    expect(2, 22, GEMMD_STATUS_OK);
+    check_result(2, ROWS);
+    executor_scene_close(&scene);
+}
+
+/* What needs no computing completes at once, and never more than the client has room for. */
+static void test_room(void **state)
+{
+    struct session_ring *ring = &scene.clients[0].session.ring;
+
+    (void)state;
+    open_scene(1);
+    for (uint64_t i = 0; i < SCENE_ENTRIES; i++)
+        submit(0, 0, i);
+    assert_true(executor_take(&scene.executor, ring));
+    assert_false(executor_step(&scene.executor));
+    submit(0, 0, 99); /* its completion has no room */
+    assert_false(executor_can_take(&scene.executor, ring));
+    assert_false(executor_take(&scene.executor, ring));
+    assert_true(ring->stalled);
+    for (uint64_t i = 0; i < SCENE_ENTRIES; i++)
+        expect(0, i, GEMMD_STATUS_OK);
+    assert_true(executor_take(&scene.executor, ring));
+    expect(0, 99, GEMMD_STATUS_OK);
+    scene.clients[0].client_line.cq_head += 100;
+    submit(0, 0, 1);
+    ring->cq_head_seen = ring->cq.index - SCENE_ENTRIES; /* so that it looks */
+    assert_false(executor_take(&scene.executor, ring));
+    assert_int_equal(ring->violation, GEMMD_STATUS_CQ_HEAD);
+    executor_scene_close(&scene);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_shared_scan),
+        cmocka_unit_test(test_interrupted),
+        cmocka_unit_test(test_taken_away),
+        cmocka_unit_test(test_room),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

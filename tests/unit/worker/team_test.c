@@ -1,0 +1,199 @@
+/* The team: every chunk once, ends early when told to, scales, and sleeps when idle. */
+#include "tests/unit/worker/unit.h"
+
+#include <dirent.h>
+#include <sched.h>
+#include <time.h>
+
+#include "worker/clock.h"
+#include "worker/team.h"
+
+enum { CHUNKS_MAX = 4096 };
+
+struct load {
+    uint32_t runs[CHUNKS_MAX];
+    uint32_t total, stop_at; /* total: of the caller and the others */
+    uint64_t spin_ns;        /* of a chunk */
+};
+
+static cpu_set_t allowed;
+static struct gemmd_core_stats cores[GEMMD_STATS_CORES_MAX];
+
+static void run(void *argument, uint32_t chunk)
+{
+    struct load *load = argument;
+    uint64_t end_ns = load->spin_ns ? clock_now_ns() + load->spin_ns : 0;
+
+    __atomic_fetch_add(&load->runs[chunk], 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&load->total, 1, __ATOMIC_RELAXED);
+    while (end_ns && clock_now_ns() < end_ns)
+        ;
+}
+
+static bool stop(void *argument)
+{
+    const struct load *load = argument;
+
+    return __atomic_load_n(&load->total, __ATOMIC_RELAXED) >= load->stop_at;
+}
+
+/* The test's thread takes the last allowed CPU, a thread of the team each other one. */
+static struct team *open_team(uint64_t spin_ns)
+{
+    struct team_config config = {.spin_ns = spin_ns, .cores = cores};
+    cpu_set_t own;
+    struct team *team;
+    int last = 0;
+
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &allowed))
+            last = cpu;
+    CPU_ZERO(&own);
+    CPU_SET(last, &own);
+    config.cpus = allowed;
+    CPU_CLR(last, &config.cpus);
+    assert_int_equal(sched_setaffinity(0, sizeof(own), &own), 0);
+    memset(cores, 0, sizeof(cores));
+    assert_int_equal(team_open(&team, &config), 0);
+    assert_int_equal(team_size(team), CPU_COUNT(&allowed));
+    return team;
+}
+
+static void check_run(struct team *team, struct load *load, uint32_t chunks, bool share, bool wake)
+{
+    const struct team_work work = {.run = run, .stop = stop, .argument = load,
+                                   .chunk_count = chunks, .share = share, .wake = wake,
+                                   .start_ns = clock_now_ns()};
+    struct team_result result;
+
+    memset(load->runs, 0, sizeof(load->runs));
+    load->total = 0;
+    team_run(team, &work, &result);
+    assert_in_range(result.chunks, 1, chunks);
+    assert_true(result.chunks == chunks || load->total >= load->stop_at);
+    assert_int_equal(load->total, result.chunks);
+    for (uint32_t i = 0; i < chunks; i++)
+        assert_int_equal(load->runs[i], i < result.chunks);
+    assert_true(result.end_ns >= work.start_ns);
+}
+
+static void test_every_chunk_once(void **state)
+{
+    struct team *team = open_team(20000);
+    static struct load load;
+
+    (void)state;
+    load.stop_at = UINT32_MAX;
+    for (uint32_t i = 0; i < 20000; i++)
+        check_run(team, &load, 1 + i * 7919 % 60, i % 5 != 0, i % 3 == 0);
+    check_run(team, &load, CHUNKS_MAX, true, true);
+    team_close(&team);
+    assert_null(team);
+}
+
+static void test_stop(void **state)
+{
+    struct team *team = open_team(20000);
+    static struct load load;
+
+    (void)state;
+    for (uint32_t i = 0; i < 5000; i++) {
+        load.stop_at = 1 + i % 40;
+        check_run(team, &load, 1 + i * 31 % 200, true, true);
+    }
+    team_close(&team);
+}
+
+/* Parked between regions: each wake must come through. */
+static void test_park_and_wake(void **state)
+{
+    const struct timespec nap = {.tv_nsec = 300000};
+    struct team *team = open_team(1000);
+    static struct load load;
+    uint64_t wakes;
+
+    (void)state;
+    if (team_size(team) < 2) {
+        team_close(&team);
+        print_message("SKIP: one CPU\n");
+        skip();
+    }
+    load.stop_at = UINT32_MAX;
+    load.spin_ns = 100000;
+    for (int i = 0; i < 300; i++) {
+        nanosleep(&nap, NULL);
+        check_run(team, &load, 8, true, true);
+    }
+    wakes = team_wakes(team);
+    assert_true(wakes > 100);
+    assert_true(gemmd_counter_read(&cores[0].busy_ns) > 0);
+    assert_true(gemmd_counter_read(&cores[0].sleep_ns) > 0);
+    team_close(&team);
+}
+
+static double cpu_s(clockid_t clock)
+{
+    struct timespec now;
+
+    clock_gettime(clock, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static void test_idle_costs_nothing(void **state)
+{
+    const struct timespec nap = {.tv_sec = 1};
+    struct team *team = open_team(50000);
+    double used;
+
+    (void)state;
+    nanosleep(&nap, NULL); /* until they are parked */
+    used = cpu_s(CLOCK_PROCESS_CPUTIME_ID);
+    nanosleep(&nap, NULL);
+    used = cpu_s(CLOCK_PROCESS_CPUTIME_ID) - used;
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__) /* their threads do work */
+    assert_true(used < 0.001);
+#endif
+    team_close(&team);
+}
+
+static void widen_threads(void)
+{
+    DIR *tasks = opendir("/proc/self/task");
+    struct dirent *entry;
+
+    assert_non_null(tasks);
+    while ((entry = readdir(tasks)))
+        if (entry->d_name[0] != '.')
+            sched_setaffinity((pid_t)strtol(entry->d_name, NULL, 10), sizeof(allowed), &allowed);
+    closedir(tasks);
+}
+
+/* A cpuset change is imitated by widening a thread's mask from outside. */
+static void test_repin(void **state)
+{
+    struct team *team = open_team(1000);
+
+    (void)state;
+    if (team_size(team) < 2) {
+        team_close(&team);
+        print_message("SKIP: one CPU\n");
+        skip();
+    }
+    assert_int_equal(team_repin(team), 0);
+    widen_threads();
+    assert_true(team_repin(team) > 0);
+    assert_int_equal(team_repin(team), 0);
+    team_close(&team);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_chunk_once), cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_park_and_wake),    cmocka_unit_test(test_idle_costs_nothing),
+        cmocka_unit_test(test_repin),
+    };
+
+    sched_getaffinity(0, sizeof(allowed), &allowed);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,471 @@
+/*
+ * What sharing brings: rows per second, times of a pass and memory of weights, by number of
+ * processes.  All sides run in turn on the same CPUs, `repetitions` times; medians count.
+ */
+#include "tools/bench_sharing.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include "client/gemmd.h"
+
+static const char usage_text[] =
+    "usage: gemmd-bench sharing [option ...]\n"
+    "P processes, each sending one row through 24 layers of 1024 x 4096 one after the other: by\n"
+    "one private worker, by its kernel called in process, and by oneDNN in process with one\n"
+    "thread and with its default threads, on the same CPUs.  rows/s counts a row through one\n"
+    "layer.\n"
+    "\n"
+    "  --processes LIST  like 1,2,4,8,16 (default)\n"
+    "  --layers L        2 to 24, even (default 24)\n"
+    "  --seconds T       of each measurement (default 1)\n"
+    "  --repetitions R   medians of R, 1 to 15 (default 5)\n"
+    "  --cpus LIST       CPUs of everything, like 0,1 (default: all allowed)\n"
+    "  --worker PATH     the worker's program (default: $GEMMD_WORKER, else gemmd beside this\n"
+    "                    one, else in PATH)\n"
+    "  --worker-option X passed on to the worker; may be repeated\n"
+    "  --quick           1,2 processes, 4 layers, 0.2 s, once\n"
+    "  --json            the report as JSON\n"
+    "  --plot FILE       also rows/s by P as PNG, drawn by gnuplot\n"
+    "  --help\n"
+    "exit status: 0 ok, 64 usage, 69 no worker, 70 internal, or results that differ\n";
+
+enum { WORKER_OPTIONS_MAX = 8 };
+
+struct sharing_options {
+    uint32_t processes[SHARING_COUNTS_MAX], count_count;
+    uint32_t layers, repetitions;
+    double seconds;
+    const char *worker, *cpus, *plot;
+    const char *worker_options[WORKER_OPTIONS_MAX];
+    uint32_t worker_option_count;
+    bool json;
+};
+
+struct sharing_worker {
+    pid_t pid;
+    char directory[64], socket[96];
+    uint64_t pool_bytes_used;
+    char kernel[64], cpu_count[16];
+};
+
+struct sharing_report {
+    const struct sharing_options *options;
+    struct sharing_worker worker;
+    const char *peer;
+    struct sharing_outcome outcomes[SHARING_COUNTS_MAX][SHARING_SIDES];
+};
+
+/* ---- the worker ------------------------------------------------------------------------------ */
+
+/* A build's worker/gemmd for tools/gemmd-bench, an installation's gemmd. */
+static void find_worker(const struct sharing_options *options, char *out, size_t bytes)
+{
+    static const char *const beside[] = {"/../worker/gemmd", "/gemmd"};
+    const char *given = options->worker ? options->worker : getenv("GEMMD_WORKER");
+    char self[512];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+    snprintf(out, bytes, "%s", given ? given : "gemmd");
+    if (given || length < 0)
+        return;
+    self[length] = '\0';
+    *strrchr(self, '/') = '\0';
+    for (size_t i = 0; i < 2; i++) {
+        char path[600];
+
+        snprintf(path, sizeof(path), "%s%s", self, beside[i]);
+        if (access(path, X_OK) == 0) {
+            snprintf(out, bytes, "%s", path);
+            return;
+        }
+    }
+}
+
+static void exec_worker(const struct sharing_options *options, const struct sharing_worker *worker,
+                        int ready_fd)
+{
+    char path[600], fd[16];
+    const char *arguments[16 + WORKER_OPTIONS_MAX] = {
+        path, "--socket", worker->socket, "--pool-bytes", "512M", "--ready-fd", fd};
+    uint32_t count = 7;
+
+    find_worker(options, path, sizeof(path));
+    snprintf(fd, sizeof(fd), "%d", ready_fd);
+    for (uint32_t i = 0; i < options->worker_option_count; i++)
+        arguments[count++] = options->worker_options[i];
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    execvp(path, (char *const *)(uintptr_t)arguments);
+    fprintf(stderr, "gemmd-bench: %s: %s; see --worker\n", path, strerror(errno));
+    _exit(EX_UNAVAILABLE);
+}
+
+static bool start_worker(const struct sharing_options *options, struct sharing_worker *worker)
+{
+    int ready[2];
+    char byte;
+    bool is_ready;
+
+    snprintf(worker->directory, sizeof(worker->directory), "/tmp/gemmd-bench-XXXXXX");
+    if (!mkdtemp(worker->directory) || pipe(ready) < 0)
+        return false;
+    snprintf(worker->socket, sizeof(worker->socket), "%s/worker.sock", worker->directory);
+    worker->pid = fork();
+    if (worker->pid == 0) {
+        close(ready[0]);
+        exec_worker(options, worker, ready[1]);
+    }
+    close(ready[1]);
+    is_ready = worker->pid > 0 && read(ready[0], &byte, 1) == 1;
+    close(ready[0]);
+    return is_ready;
+}
+
+static void stop_worker(struct sharing_worker *worker)
+{
+    char lock[128];
+
+    if (worker->pid > 0) {
+        kill(worker->pid, SIGTERM);
+        waitpid(worker->pid, NULL, 0);
+    }
+    snprintf(lock, sizeof(lock), "%s.lock", worker->socket);
+    unlink(lock);
+    rmdir(worker->directory);
+}
+
+/* ---- measuring ------------------------------------------------------------------------------- */
+
+static bool make_model(struct sharing_model *model, uint32_t layers)
+{
+    uint64_t random = 88172645463325252u;
+
+    model->layers = layers;
+    model->scale = 1.0f / 2048.0f;
+    for (uint32_t i = 0; i < layers; i++) {
+        size_t bytes = (size_t)SHARING_WIDE * SHARING_NARROW;
+
+        model->weights[i] = malloc(bytes);
+        if (!model->weights[i])
+            return false;
+        for (size_t j = 0; j < bytes; j++) {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            model->weights[i][j] = (int8_t)(random >> 32 & 63) - 28;
+        }
+    }
+    return true;
+}
+
+static int by_rate(const void *left, const void *right)
+{
+    const struct sharing_outcome *a = left, *b = right;
+
+    return (a->rows_per_s > b->rows_per_s) - (a->rows_per_s < b->rows_per_s);
+}
+
+static void measure_count(struct sharing_report *report, const struct sharing_model *model,
+                          uint32_t index)
+{
+    const struct sharing_options *options = report->options;
+    struct sharing_outcome all[SHARING_SIDES][SHARING_REPETITIONS_MAX];
+    const char *version;
+    bool has_peer = sharing_peer_exists(&version);
+
+    for (uint32_t r = 0; r < options->repetitions; r++)
+        for (uint32_t side = 0; side < SHARING_SIDES; side++) {
+            if (side >= SHARING_PEER_ONE && !has_peer) {
+                memset(&all[side][r], 0, sizeof(all[side][r]));
+                continue;
+            }
+            sharing_run(model, side, options->processes[index], options->seconds,
+                        report->worker.socket, &all[side][r]);
+            if (side == SHARING_WORKER)
+                all[side][r].weight_bytes = report->worker.pool_bytes_used;
+        }
+    for (uint32_t side = 0; side < SHARING_SIDES; side++) {
+        qsort(all[side], options->repetitions, sizeof(all[side][0]), by_rate);
+        report->outcomes[index][side] = all[side][options->repetitions / 2];
+    }
+}
+
+/* ---- reports --------------------------------------------------------------------------------- */
+
+static double ratio(const struct sharing_report *report, uint32_t index, enum sharing_side_id side)
+{
+    double other = report->outcomes[index][side].rows_per_s;
+
+    return other > 0 ? report->outcomes[index][SHARING_WORKER].rows_per_s / other : 0;
+}
+
+static void print_head(const struct sharing_report *report)
+{
+    struct utsname name;
+
+    uname(&name);
+    printf("%s %s, worker %s on %s CPUs, peer %s\n", name.sysname, name.release,
+           report->worker.kernel, report->worker.cpu_count, report->peer);
+    printf("one row of each process through %u layers of %d x %d, medians of %u runs of %.1f s\n\n",
+           report->options->layers, SHARING_NARROW, SHARING_WIDE, report->options->repetitions,
+           report->options->seconds);
+    printf("%3s  %-26s %12s %12s %12s %12s %8s\n", "P", "side", "rows/s", "pass p50 us",
+           "pass p99 us", "weights MiB", "gemmd x");
+}
+
+static void print_count(const struct sharing_report *report, uint32_t index)
+{
+    for (uint32_t side = 0; side < SHARING_SIDES; side++) {
+        const struct sharing_outcome *outcome = &report->outcomes[index][side];
+
+        if (!outcome->ran) {
+            printf("%3u  %-26s %12s\n", report->options->processes[index],
+                   sharing_sides[side].name, "-");
+            continue;
+        }
+        printf("%3u  %-26s %12.0f %12.0f %12.0f %12.1f ", report->options->processes[index],
+               sharing_sides[side].name, outcome->rows_per_s, outcome->pass_p50_us,
+               outcome->pass_p99_us, (double)outcome->weight_bytes / (1 << 20));
+        if (side == SHARING_WORKER)
+            printf("%8s\n", "");
+        else
+            printf("%8.2f\n", ratio(report, index, side));
+    }
+    fflush(stdout);
+}
+
+static void print_json(const struct sharing_report *report)
+{
+    struct utsname name;
+
+    uname(&name);
+    printf("{\"kernel\":\"%s %s\",\"worker\":\"%s\",\"cpus\":%s,\"peer\":\"%s\",\"layers\":%u,"
+           "\"seconds\":%g,\"repetitions\":%u,\"results\":[", name.sysname, name.release,
+           report->worker.kernel, report->worker.cpu_count, report->peer, report->options->layers,
+           report->options->seconds, report->options->repetitions);
+    for (uint32_t i = 0; i < report->options->count_count; i++)
+        for (uint32_t side = 0; side < SHARING_SIDES; side++) {
+            const struct sharing_outcome *outcome = &report->outcomes[i][side];
+
+            printf("%s\n{\"processes\":%u,\"side\":\"%s\",\"ran\":%s,\"rows_per_s\":%.1f,"
+                   "\"pass_p50_us\":%.1f,\"pass_p99_us\":%.1f,\"weight_bytes\":%llu,"
+                   "\"gemmd_ratio\":%.3f}",
+                   i || side ? "," : "", report->options->processes[i], sharing_sides[side].name,
+                   outcome->ran ? "true" : "false", outcome->rows_per_s, outcome->pass_p50_us,
+                   outcome->pass_p99_us, (unsigned long long)outcome->weight_bytes,
+                   ratio(report, i, side));
+        }
+    printf("\n]}\n");
+}
+
+static int plot(const struct sharing_report *report)
+{
+    FILE *pipe = popen("gnuplot", "we");
+
+    if (!pipe)
+        return -errno;
+    fprintf(pipe, "set terminal png size 800,500\nset output '%s'\nset logscale x 2\n"
+                  "set logscale y\nset key outside below\nset xlabel 'processes'\n"
+                  "set ylabel 'rows/s'\nplot ", report->options->plot);
+    for (uint32_t side = 0; side < SHARING_SIDES; side++)
+        fprintf(pipe, "%s'-' with linespoints title \"%s\"", side ? ", " : "",
+                sharing_sides[side].name);
+    fputc('\n', pipe);
+    for (uint32_t side = 0; side < SHARING_SIDES; side++) {
+        for (uint32_t i = 0; i < report->options->count_count; i++)
+            if (report->outcomes[i][side].ran)
+                fprintf(pipe, "%u %f\n", report->options->processes[i],
+                        report->outcomes[i][side].rows_per_s);
+        fputs("e\n", pipe);
+    }
+    return pclose(pipe) == 0 ? 0 : -EIO;
+}
+
+/* ---- command line ---------------------------------------------------------------------------- */
+
+/* Numbers of 1 to `max` separated by commas; how many, 0 when the text is wrong. */
+static uint32_t parse_list(const char *text, uint32_t *out, uint32_t capacity, unsigned long max)
+{
+    uint32_t count = 0;
+    char *end;
+
+    for (;; text = end + 1) {
+        unsigned long value = strtoul(text, &end, 10);
+
+        if (end == text || value < 1 || value > max || count == capacity)
+            return 0;
+        out[count++] = (uint32_t)value;
+        if (*end != ',')
+            return *end ? 0 : count;
+    }
+}
+
+static bool pin(const char *list)
+{
+    cpu_set_t cpus;
+
+    CPU_ZERO(&cpus);
+    while (*list) {
+        char *end;
+        unsigned long cpu = strtoul(list, &end, 10);
+
+        if (end == list || cpu >= CPU_SETSIZE || (*end && *end != ','))
+            return false;
+        CPU_SET(cpu, &cpus);
+        list = *end ? end + 1 : end;
+    }
+    return sched_setaffinity(0, sizeof(cpus), &cpus) == 0;
+}
+
+enum option_id { OPTION_PROCESSES = 256, OPTION_LAYERS, OPTION_SECONDS, OPTION_REPETITIONS,
+                 OPTION_CPUS, OPTION_WORKER, OPTION_WORKER_OPTION, OPTION_QUICK, OPTION_JSON,
+                 OPTION_PLOT, OPTION_HELP };
+
+static const struct option long_options[] = {
+    {"processes", required_argument, NULL, OPTION_PROCESSES},
+    {"layers", required_argument, NULL, OPTION_LAYERS},
+    {"seconds", required_argument, NULL, OPTION_SECONDS},
+    {"repetitions", required_argument, NULL, OPTION_REPETITIONS},
+    {"cpus", required_argument, NULL, OPTION_CPUS},
+    {"worker", required_argument, NULL, OPTION_WORKER},
+    {"worker-option", required_argument, NULL, OPTION_WORKER_OPTION},
+    {"quick", no_argument, NULL, OPTION_QUICK},
+    {"json", no_argument, NULL, OPTION_JSON},
+    {"plot", required_argument, NULL, OPTION_PLOT},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {NULL, 0, NULL, 0},
+};
+
+static void set_quick(struct sharing_options *options)
+{
+    options->count_count = 2;
+    options->layers = 4;
+    options->repetitions = 1;
+    options->seconds = 0.2;
+}
+
+/* False: wrong. */
+static bool apply(struct sharing_options *options, int id)
+{
+    switch (id) {
+    case OPTION_PROCESSES:
+        options->count_count = parse_list(optarg, options->processes, SHARING_COUNTS_MAX,
+                                          SHARING_PROCESSES_MAX);
+        return options->count_count != 0;
+    case OPTION_LAYERS:
+        return parse_list(optarg, &options->layers, 1, SHARING_LAYERS_MAX) == 1 &&
+               options->layers % 2 == 0;
+    case OPTION_SECONDS:
+        options->seconds = strtod(optarg, NULL);
+        return options->seconds >= 0.05 && options->seconds <= 60;
+    case OPTION_REPETITIONS:
+        return parse_list(optarg, &options->repetitions, 1, SHARING_REPETITIONS_MAX) == 1;
+    case OPTION_CPUS:
+        return pin(optarg);
+    case OPTION_WORKER:
+        options->worker = optarg;
+        return true;
+    case OPTION_WORKER_OPTION:
+        if (options->worker_option_count == WORKER_OPTIONS_MAX)
+            return false;
+        options->worker_options[options->worker_option_count++] = optarg;
+        return true;
+    case OPTION_QUICK:
+        set_quick(options);
+        return true;
+    case OPTION_JSON:
+        options->json = true;
+        return true;
+    case OPTION_PLOT:
+        options->plot = optarg;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* ---- all of it ------------------------------------------------------------------------------- */
+
+/* Sides of ours must agree to the bit; oneDNN rounds like us here, but that is not promised. */
+static bool agree(const struct sharing_report *report, uint32_t index)
+{
+    const struct sharing_outcome *worker = &report->outcomes[index][SHARING_WORKER];
+    const struct sharing_outcome *own = &report->outcomes[index][SHARING_OWN];
+
+    return worker->ran && own->ran && !memcmp(worker->result, own->result, sizeof(own->result));
+}
+
+static int measure(struct sharing_report *report, struct sharing_model *model)
+{
+    struct gemmd *session = sharing_upload(model, report->worker.socket);
+    struct gemmd_info info;
+    int code = 0;
+
+    if (!session || gemmd_get_info(session, &info) < 0)
+        return EX_UNAVAILABLE;
+    report->worker.pool_bytes_used = info.pool_bytes_used;
+    memcpy(report->worker.kernel, info.kernel, sizeof(report->worker.kernel));
+    model->kernel = report->worker.kernel;
+    snprintf(report->worker.cpu_count, sizeof(report->worker.cpu_count), "%u", info.cpu_count);
+    if (!report->options->json)
+        print_head(report);
+    for (uint32_t i = 0; i < report->options->count_count; i++) {
+        measure_count(report, model, i);
+        if (!report->options->json)
+            print_count(report, i);
+        if (!agree(report, i)) {
+            fprintf(stderr, "gemmd-bench: the worker and its kernel in process disagree\n");
+            code = EX_SOFTWARE;
+        }
+    }
+    gemmd_close(&session);
+    return code;
+}
+
+int bench_sharing(int argc, char **argv)
+{
+    struct sharing_options options = {.processes = {1, 2, 4, 8, 16},
+                                      .count_count = 5,
+                                      .layers = SHARING_LAYERS_MAX,
+                                      .repetitions = 5,
+                                      .seconds = 1};
+    static struct sharing_report report;
+    static struct sharing_model model;
+    int id, code = EX_UNAVAILABLE;
+
+    while ((id = getopt_long(argc, argv, "", long_options, NULL)) != -1)
+        if (id == OPTION_HELP) {
+            fputs(usage_text, stdout);
+            return EX_OK;
+        } else if (!apply(&options, id)) {
+            fprintf(stderr, "gemmd-bench: wrong option or value; see gemmd-bench sharing --help\n");
+            return EX_USAGE;
+        }
+    report.options = &options;
+    sharing_peer_exists(&report.peer);
+    if (!make_model(&model, options.layers))
+        return EX_SOFTWARE;
+    if (start_worker(&options, &report.worker))
+        code = measure(&report, &model);
+    stop_worker(&report.worker);
+    if (code == 0 && options.json)
+        print_json(&report);
+    if (code == 0 && options.plot && plot(&report) < 0) {
+        fprintf(stderr, "gemmd-bench: no plot in %s\n", options.plot);
+        code = EX_SOFTWARE;
+    }
+    for (uint32_t i = 0; i < model.layers; i++)
+        free(model.weights[i]);
+    return code;
+}

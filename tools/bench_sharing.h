@@ -1,0 +1,87 @@
+/*
+ * gemmd-bench sharing: P processes, each sending one row through a stack of layers, by a worker
+ * that they share and by libraries that each calls in process.  Parts: bench_sharing.c the command
+ * line and the reports, bench_sharing_run.c processes and clocks, bench_sharing_sides.c the worker
+ * and its own kernel in process, bench_sharing_peer.c oneDNN.
+ */
+#ifndef GEMMD_TOOLS_BENCH_SHARING_H
+#define GEMMD_TOOLS_BENCH_SHARING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    SHARING_LAYERS_MAX = 24,
+    SHARING_NARROW = 1024,
+    SHARING_WIDE = 4096,
+    SHARING_PROCESSES_MAX = 64,
+    SHARING_COUNTS_MAX = 8,
+    SHARING_REPETITIONS_MAX = 15,
+    SHARING_SAMPLES = 1 << 16, /* passes of a process whose time is kept */
+};
+
+/* Layer i is WIDE x NARROW for even i, NARROW x WIDE for odd ones: outputs are the next inputs. */
+struct sharing_model {
+    uint32_t layers;
+    int8_t *weights[SHARING_LAYERS_MAX]; /* [n][k] */
+    float scale;                         /* of every channel: outputs stay inside u8 */
+    const char *kernel;                  /* the worker's choice, for SHARING_OWN */
+};
+
+static inline uint32_t sharing_n(uint32_t layer)
+{
+    return layer % 2 ? SHARING_NARROW : SHARING_WIDE;
+}
+
+static inline uint32_t sharing_k(uint32_t layer)
+{
+    return layer % 2 ? SHARING_WIDE : SHARING_NARROW;
+}
+
+enum sharing_side_id {
+    SHARING_WORKER,       /* gemmd */
+    SHARING_OWN,          /* gemmd's kernel in process, one thread */
+    SHARING_PEER_ONE,     /* oneDNN, one thread */
+    SHARING_PEER_DEFAULT, /* oneDNN, as many threads as it likes */
+    SHARING_SIDES,
+};
+
+/* In a child: makes ready, runs a row through all layers, again and again. */
+struct sharing_side {
+    const char *name;
+    void *(*open)(const struct sharing_model *model, const char *socket); /* NULL: it cannot */
+    bool (*pass)(void *state);
+    uint64_t (*weight_bytes)(void *state); /* of this process alone */
+    const uint8_t *(*result)(void *state);
+};
+
+extern const struct sharing_side sharing_sides[SHARING_SIDES];
+
+/* bench_sharing_peer.c.  "oneDNN 2.6.3", or why there is none. */
+bool sharing_peer_exists(const char **version);
+void *sharing_peer_open(const struct sharing_model *model, int threads);
+bool sharing_peer_pass(void *state);
+uint64_t sharing_peer_bytes(void *state);
+const uint8_t *sharing_peer_result(void *state);
+
+struct sharing_outcome {
+    bool ran;
+    double rows_per_s; /* rows through one layer, of all processes */
+    double pass_p50_us, pass_p99_us;
+    uint64_t weight_bytes; /* of all processes and the worker */
+    uint8_t result[16];    /* the first of the last layer's output */
+};
+
+/* Forks, measures for `seconds`, joins.  The worker's bytes are the caller's to add. */
+void sharing_run(const struct sharing_model *model, enum sharing_side_id side, uint32_t processes,
+                 double seconds, const char *socket, struct sharing_outcome *out);
+
+/* bench_sharing_sides.c: opens the layers under their names for the children to find; the session
+ * stays open.  NULL after a message. */
+struct gemmd *sharing_upload(const struct sharing_model *model, const char *socket);
+
+/* argv[0] is "sharing".  An exit status. */
+int bench_sharing(int argc, char **argv);
+
+#endif

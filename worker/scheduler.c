@@ -1,0 +1,346 @@
+/* Queues, accounts and rounds: whose turn it is.  What happens in a turn: scan.c. */
+#include "worker/scheduler.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+/* Tests build schedulers with a fault each and show that the simulation finds it; never defined
+ * otherwise. */
+#ifndef SCHEDULER_MUTANT
+#define SCHEDULER_MUTANT 0
+#endif
+
+/* ---- accounts -------------------------------------------------------------------------------- */
+
+/* Credits the rounds that went by; what an idle account can save is one quantum. */
+static void refresh(const struct scheduler *scheduler, struct scheduler_account *account)
+{
+    uint64_t rounds = scheduler->round - account->round;
+
+    if (rounds == 0)
+        return;
+    account->round = scheduler->round;
+    if (rounds > UINT32_MAX) /* longer than any debt */
+        rounds = UINT32_MAX;
+    account->credit_ns += (int64_t)rounds * account->quantum_ns;
+    if (account->credit_ns > account->quantum_ns)
+        account->credit_ns = account->quantum_ns;
+}
+
+static void move(struct scheduler *scheduler, struct scheduler_queue *queue)
+{
+    queue->is_spent = queue->account->credit_ns <= 0;
+    list_unlink(&queue->link);
+    list_append(queue->is_spent ? &scheduler->spent[queue->class] : &scheduler->ready[queue->class],
+                &queue->link);
+}
+
+void scheduler_link_queue(struct scheduler *scheduler, struct scheduler_queue *queue)
+{
+    if (list_is_linked(&queue->link))
+        return;
+    refresh(scheduler, queue->account);
+    move(scheduler, queue);
+    scheduler->linked++;
+}
+
+void scheduler_unlink_idle_queue(struct scheduler *scheduler, struct scheduler_queue *queue)
+{
+    if (!list_is_linked(&queue->link) || queue->leads || !list_is_empty(&queue->jobs))
+        return;
+    list_unlink(&queue->link);
+    scheduler->linked--;
+}
+
+void scheduler_charge(struct scheduler *scheduler, struct scheduler_queue *queue, uint64_t ns)
+{
+    struct scheduler_session *session = queue->session;
+
+    session->charged_ns += ns;
+#if SCHEDULER_MUTANT == 1 /* work is free */
+    return;
+#endif
+    refresh(scheduler, queue->account);
+    queue->account->credit_ns -= (int64_t)ns;
+    if (queue->account->credit_ns > 0)
+        return;
+    for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++) {
+        struct scheduler_queue *sibling = &session->queues[class];
+
+        if (sibling->account == queue->account && list_is_linked(&sibling->link) &&
+            !sibling->is_spent)
+            move(scheduler, sibling);
+    }
+}
+
+/* Nobody with work has credit: as many rounds go by as the one nearest to credit needs. */
+static void new_round(struct scheduler *scheduler)
+{
+    uint64_t rounds = UINT64_MAX;
+
+    for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++)
+        for (struct list *link = scheduler->spent[class].next; link != &scheduler->spent[class];
+             link = link->next) {
+            const struct scheduler_account *account =
+                LIST_ENTRY(link, struct scheduler_queue, link)->account;
+            uint64_t needed =
+                (uint64_t)((account->quantum_ns - account->credit_ns) / account->quantum_ns);
+
+            if (needed < rounds)
+                rounds = needed;
+        }
+    scheduler->round += rounds ? rounds : 1;
+    for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++)
+        for (struct list *link = scheduler->spent[class].next, *next;
+             link != &scheduler->spent[class]; link = next) {
+            struct scheduler_queue *queue = LIST_ENTRY(link, struct scheduler_queue, link);
+
+            next = link->next;
+            refresh(scheduler, queue->account);
+            if (queue->account->credit_ns > 0)
+                move(scheduler, queue);
+        }
+}
+
+/* ---- jobs ------------------------------------------------------------------------------------ */
+
+void scheduler_unlink_job(struct scheduler *scheduler, struct scheduler_job *job)
+{
+    struct scheduler_flow *flow = job->flow;
+
+    if (!list_is_linked(&job->in_flow))
+        return;
+    list_unlink(&job->in_queue);
+    list_unlink(&job->in_flow);
+    if (list_is_empty(&flow->jobs))
+        list_unlink(&flow->link);
+    flow->session->waiting--;
+    flow->layer->waiting--;
+    scheduler->waiting--;
+    scheduler_unlink_idle_queue(scheduler, scheduler_queue_of(job));
+}
+
+void scheduler_finish(struct scheduler *scheduler, struct scheduler_job *job,
+                      enum gemmd_status status)
+{
+    scheduler_unlink_job(scheduler, job);
+    job->status = status;
+    list_append(&scheduler->done, &job->in_queue);
+}
+
+bool scheduler_has_room(const struct scheduler *scheduler, const struct scheduler_session *session)
+{
+    return (session->in_flight < session->quota || SCHEDULER_MUTANT == 5) &&
+           (session->in_flight < SCHEDULER_RESERVE ||
+            session->user->in_flight < scheduler->config.user_quota);
+}
+
+void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
+{
+    struct scheduler_flow *flow = job->flow;
+    struct scheduler_queue *queue = scheduler_queue_of(job);
+
+    assert(job->rows && flow->layer);
+    job->rows_boarded = job->rows_done = 0;
+    flow->session->in_flight++;
+    flow->session->user->in_flight++;
+    list_append(&queue->jobs, &job->in_queue);
+    list_append(&flow->jobs, &job->in_flow);
+    if (!list_is_linked(&flow->link))
+        list_append(&flow->layer->flows, &flow->link);
+    flow->session->waiting++;
+    flow->layer->waiting++;
+    scheduler->waiting++;
+    scheduler_link_queue(scheduler, queue);
+}
+
+struct scheduler_job *scheduler_take_done(struct scheduler *scheduler)
+{
+    struct list *link = list_first(&scheduler->done);
+    struct scheduler_job *job;
+
+    if (!link)
+        return NULL;
+    list_unlink(link);
+    job = LIST_ENTRY(link, struct scheduler_job, in_queue);
+    job->flow->session->in_flight--;
+    job->flow->session->user->in_flight--;
+    return job;
+}
+
+void scheduler_withdraw(struct scheduler *scheduler, struct scheduler_job *job,
+                        enum gemmd_status status)
+{
+    for (uint32_t i = 0; i < SCHEDULER_SCANS && job->rows_boarded; i++)
+        if (scheduler->scans[i].layer == job->flow->layer)
+            scan_drop_job(scheduler, &scheduler->scans[i], job);
+    scheduler_finish(scheduler, job, status);
+}
+
+/* ---- whose turn ------------------------------------------------------------------------------ */
+
+static struct scheduler_job *oldest(const struct scheduler_queue *queue)
+{
+    struct list *link = list_first(&queue->jobs);
+
+    return link ? LIST_ENTRY(link, struct scheduler_job, in_queue) : NULL;
+}
+
+/* The long scan that keeps a queue of `class` from starting another: one at least as urgent. */
+static struct scheduler_scan *scan_in_the_way(struct scheduler *scheduler,
+                                              enum scheduler_class class)
+{
+    struct scheduler_scan *found = NULL;
+
+    for (uint32_t i = 0; i < SCHEDULER_LONG_SCANS; i++) {
+        struct scheduler_scan *scan = &scheduler->scans[i];
+
+        if (scan->layer && scan->leader->class <= class &&
+            (!found || scan->leader->class < found->leader->class))
+            found = scan;
+    }
+    return found;
+}
+
+static struct scheduler_scan *scan_led_by(struct scheduler *scheduler,
+                                          const struct scheduler_queue *queue)
+{
+    for (uint32_t i = 0; i < SCHEDULER_SCANS; i++)
+        if (scheduler->scans[i].layer && scheduler->scans[i].leader == queue)
+            return &scheduler->scans[i];
+    return NULL;
+}
+
+/* The scan that is to run in the queue's turn; NULL: its jobs have all expired. */
+static struct scheduler_scan *choose(struct scheduler *scheduler, struct scheduler_queue *queue,
+                                     uint64_t now_ns)
+{
+    struct scheduler_job *job = oldest(queue);
+    struct scheduler_scan *scan;
+    bool is_short;
+
+    if (queue->leads)
+        return scan_led_by(scheduler, queue);
+    while (job && scheduler_has_expired(job, now_ns)) {
+        scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
+        job = oldest(queue);
+    }
+    if (!job)
+        return NULL;
+    if (job->flow->layer->scan)
+        return job->flow->layer->scan;
+    is_short = job->rows - job->rows_boarded <= job->flow->layer->rows_short;
+    scan = is_short ? NULL : scan_in_the_way(scheduler, queue->class);
+    return scan ? scan : scan_start(scheduler, job->flow->layer, queue, is_short);
+}
+
+struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_ns)
+{
+    struct scheduler_scan *short_scan = &scheduler->scans[SCHEDULER_LONG_SCANS];
+
+    /* Cut short by whoever ran it: it holds the only place of its kind. */
+    if (short_scan->layer && scan_prepare(scheduler, short_scan, short_scan->leader, now_ns))
+        return short_scan;
+    while (scheduler->linked) {
+        struct scheduler_queue *queue;
+        struct scheduler_scan *scan;
+        int class = 0;
+
+        while (class < SCHEDULER_CLASS_COUNT && list_is_empty(&scheduler->ready[class]))
+            class++;
+        if (class == SCHEDULER_CLASS_COUNT) {
+            new_round(scheduler);
+            continue;
+        }
+        queue = LIST_ENTRY(list_first(&scheduler->ready[class]), struct scheduler_queue, link);
+        move(scheduler, queue);
+        scan = choose(scheduler, queue, now_ns);
+        if (scan && scan_prepare(scheduler, scan, queue, now_ns))
+            return scan;
+    }
+    return NULL;
+}
+
+/* ---- set-up ---------------------------------------------------------------------------------- */
+
+int scheduler_init(struct scheduler *scheduler, const struct scheduler_config *config)
+{
+    scheduler->config = *config;
+    scheduler->round = 0;
+    scheduler->waiting = scheduler->linked = 0;
+    list_init(&scheduler->done);
+    for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++) {
+        list_init(&scheduler->ready[class]);
+        list_init(&scheduler->spent[class]);
+    }
+    for (uint32_t i = 0; i < SCHEDULER_SCANS; i++) {
+        scheduler->scans[i].layer = NULL;
+        scheduler->scans[i].index = i;
+    }
+    scheduler->users = calloc(config->sessions_max, sizeof(*scheduler->users));
+    return scheduler->users ? 0 : -ENOMEM;
+}
+
+void scheduler_fini(struct scheduler *scheduler)
+{
+    free(scheduler->users);
+    scheduler->users = NULL;
+}
+
+static struct scheduler_user *find_user(struct scheduler *scheduler, uint32_t uid)
+{
+    struct scheduler_user *unused = NULL;
+
+    for (uint32_t i = 0; i < scheduler->config.sessions_max; i++) {
+        struct scheduler_user *user = &scheduler->users[i];
+
+        if (user->sessions && user->uid == uid)
+            return user;
+        if (!user->sessions && !unused)
+            unused = user;
+    }
+    assert(unused); /* there are no more users than sessions */
+    unused->uid = uid;
+    unused->in_flight = 0;
+    return unused;
+}
+
+void scheduler_add_session(struct scheduler *scheduler, struct scheduler_session *session,
+                           uint32_t uid, uint32_t weight, uint32_t quota)
+{
+    int64_t quantum_ns = SCHEDULER_QUANTUM_NS * weight;
+
+    assert(weight >= 1 && weight <= SCHEDULER_WEIGHT_MAX);
+    *session = (struct scheduler_session){.user = find_user(scheduler, uid), .quota = quota};
+    session->user->sessions++;
+    session->accounts[0].quantum_ns = quantum_ns;
+    session->accounts[1].quantum_ns = quantum_ns / SCHEDULER_BACKGROUND_SHARE;
+    for (int i = 0; i < 2; i++) {
+        session->accounts[i].credit_ns = session->accounts[i].quantum_ns;
+        session->accounts[i].round = scheduler->round;
+    }
+    for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++) {
+        struct scheduler_queue *queue = &session->queues[class];
+
+        queue->class = (enum scheduler_class)class;
+        queue->session = session;
+        queue->account = &session->accounts[class == SCHEDULER_BACKGROUND];
+        list_init(&queue->jobs);
+    }
+}
+
+void scheduler_remove_session(struct scheduler *scheduler, struct scheduler_session *session)
+{
+    (void)scheduler;
+    assert(session->in_flight == 0);
+    session->user->sessions--;
+    session->user = NULL;
+}
+
+void scheduler_init_flow(struct scheduler_flow *flow, struct scheduler_session *session,
+                         struct scheduler_layer *layer)
+{
+    *flow = (struct scheduler_flow){.session = session, .layer = layer};
+    list_init(&flow->jobs);
+}

@@ -1,0 +1,225 @@
+/*
+ * Which work next.  Pure: no clock of its own, no I/O, no threads, no allocation after set-up, so
+ * that tests/sim can run it against a simulated world.
+ *
+ *   job      waits in the queue of its session and class, and in the flow of its session and layer
+ *   scan     one pass of a group of rows over the panels of a layer.  It is circular: rows that
+ *            come while a scan of their layer is under way board it at the panel it has reached and
+ *            leave when they have seen every panel.  That is coalescing without waiting for
+ *            anybody: the weights stream once, and who comes late joins what is paid for.
+ *   account  deficit round robin in ns of compute: each round an account with work gets its quantum
+ *            of credit; work is charged to all sessions that have rows in a scan, by rows.
+ *
+ * Order: inside a round latency before normal before background, each class round robin over the
+ * sessions that have credit.  A class buys order, never share: latency and normal work of a session
+ * draw on one account, background work on another of 1/32 of the quantum.  So no class starves
+ * another, and a client gains nothing by calling everything latency.
+ *
+ * Short jobs (all their rows through all panels within SCHEDULER_SLICE_NS) run whole, on their own
+ * scan, between the slices of long scans.  Of long scans at most one per class is under way, so
+ * state is small and each ends soon.
+ */
+#ifndef GEMMD_WORKER_SCHEDULER_H
+#define GEMMD_WORKER_SCHEDULER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/status.h"
+#include "worker/list.h"
+
+enum scheduler_class {
+    SCHEDULER_LATENCY = 0,
+    SCHEDULER_NORMAL,
+    SCHEDULER_BACKGROUND,
+    SCHEDULER_CLASS_COUNT,
+};
+
+/* The longest a long scan keeps the threads while others wait.  A latency job waits for less: it
+ * ends the slice at the next chunk (executor.h). */
+#define SCHEDULER_SLICE_NS UINT64_C(30000)
+/* Credit of a round, weight 1. */
+#define SCHEDULER_QUANTUM_NS INT64_C(100000)
+#define SCHEDULER_BACKGROUND_SHARE 32
+#define SCHEDULER_WEIGHT_MAX 64
+/* Rows share a scan as long as one panel of it takes no more than this on one thread. */
+#define SCHEDULER_PANEL_NS UINT64_C(20000)
+#define SCHEDULER_ROWS_MAX 1024
+/* Jobs a session may always have in flight, whatever its user's others do. */
+#define SCHEDULER_RESERVE 4
+/* Rounds of a layer after which a scan takes nobody on board while other layers wait. */
+#define SCHEDULER_BOARDING_ROUNDS 2
+
+/* ---- what an owner embeds; fields are the scheduler's ---------------------------------------- */
+
+struct scheduler_account {
+    int64_t credit_ns, quantum_ns;
+    uint64_t round; /* up to which credit_ns counts */
+};
+
+struct scheduler_session;
+struct scheduler_scan;
+
+struct scheduler_queue {
+    struct list jobs; /* waiting, oldest first */
+    struct list link; /* ready or spent, while it has jobs or leads a scan */
+    struct scheduler_account *account;
+    struct scheduler_session *session;
+    uint32_t leads; /* scans whose turn is this queue's turn */
+    bool is_spent;  /* linked in spent */
+    enum scheduler_class class;
+};
+
+struct scheduler_user {
+    uint32_t uid, sessions, in_flight;
+};
+
+struct scheduler_session {
+    struct scheduler_account accounts[2]; /* latency and normal; background */
+    struct scheduler_queue queues[SCHEDULER_CLASS_COUNT];
+    struct scheduler_user *user;
+    uint32_t in_flight, quota, waiting; /* jobs */
+    uint64_t charged_ns; /* compute so far */
+};
+
+/* Tiles of rows 1, 2, 3-4, 5-8, … 33 and more. */
+#define SCHEDULER_COST_BUCKETS 7
+
+struct scheduler_layer {
+    struct list flows; /* with waiting jobs, in boarding order */
+    struct scheduler_scan *scan;
+    uint32_t panels, tile_rows, waiting;
+    uint32_t rows_free;  /* so many rows cost hardly more than one */
+    uint32_t rows_cap;   /* of a long scan */
+    uint32_t rows_short; /* pass all panels within a slice */
+    uint32_t lessons, measured; /* mask of buckets */
+    uint64_t cost[SCHEDULER_COST_BUCKETS]; /* of a tile and a panel, 1/16 ns */
+};
+
+struct scheduler_flow {
+    struct scheduler_session *session;
+    struct scheduler_layer *layer; /* NULL: closed */
+    struct list jobs, link;
+};
+
+struct scheduler_job {
+    /* set by the caller of scheduler_submit */
+    struct scheduler_flow *flow;
+    enum scheduler_class class;
+    uint32_t rows;        /* >= 1 */
+    uint64_t deadline_ns; /* 0: none.  Counts until the first row has boarded */
+    /* the scheduler's */
+    struct list in_queue, in_flow;
+    uint32_t rows_boarded, rows_done;
+    enum gemmd_status status;
+};
+
+/* ---- scans ----------------------------------------------------------------------------------- */
+
+struct scheduler_member {
+    struct scheduler_job *job;
+    uint32_t first_row, rows, panels_left;
+};
+
+struct scheduler_scan {
+    struct scheduler_layer *layer; /* NULL: unused */
+    struct scheduler_queue *leader;
+    uint32_t index;            /* 0 … SCHEDULER_SCANS - 1 */
+    uint32_t position;         /* next panel */
+    uint32_t panels_now;       /* scheduler_next: how many to run, from position on, circularly */
+    uint64_t panels_run;       /* since it started */
+    uint32_t rows, member_count;
+    bool changed;              /* members differ from what the caller knows; the caller clears it */
+    /* By the time of boarding: panels_left ascends. */
+    struct scheduler_member members[SCHEDULER_ROWS_MAX];
+};
+
+/* Long scans, and one of short jobs. */
+#define SCHEDULER_LONG_SCANS 3
+#define SCHEDULER_SCANS (SCHEDULER_LONG_SCANS + 1)
+
+struct scheduler_config {
+    uint32_t sessions_max;
+    uint32_t threads;    /* that run a scan */
+    uint32_t user_quota; /* jobs in flight of one user; see SCHEDULER_RESERVE */
+    bool alone;          /* no coalescing: one job per scan (to measure what it brings) */
+};
+
+struct scheduler {
+    struct scheduler_config config;
+    struct list ready[SCHEDULER_CLASS_COUNT]; /* queues with credit */
+    struct list spent[SCHEDULER_CLASS_COUNT];
+    struct list done;
+    uint64_t round;
+    uint32_t waiting; /* jobs */
+    uint32_t linked;  /* queues */
+    struct scheduler_scan scans[SCHEDULER_SCANS];
+    struct scheduler_user *users; /* sessions_max */
+};
+
+/* 0 or -ENOMEM. */
+int scheduler_init(struct scheduler *scheduler, const struct scheduler_config *config);
+void scheduler_fini(struct scheduler *scheduler);
+
+/* weight 1 … SCHEDULER_WEIGHT_MAX; quota: jobs in flight. */
+void scheduler_add_session(struct scheduler *scheduler, struct scheduler_session *session,
+                           uint32_t uid, uint32_t weight, uint32_t quota);
+/* Its jobs have been withdrawn. */
+void scheduler_remove_session(struct scheduler *scheduler, struct scheduler_session *session);
+
+/* tile_ns: a guess for one tile of rows over one panel; the truth is learned. */
+void scheduler_init_layer(struct scheduler_layer *layer, uint32_t panels, uint32_t tile_rows,
+                          uint64_t tile_ns);
+void scheduler_init_flow(struct scheduler_flow *flow, struct scheduler_session *session,
+                         struct scheduler_layer *layer);
+
+/* May the session have one more job in flight? */
+bool scheduler_has_room(const struct scheduler *scheduler, const struct scheduler_session *session);
+void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job);
+
+/* The scan to run now, or NULL.  Jobs past their deadline go to the done list. */
+struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_ns);
+/* `panels` of scan->panels_now were run in `ns` of compute (all threads together). */
+void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uint32_t panels,
+                   uint64_t ns);
+
+/* Next finished job (its status is set; it is in flight no more), or NULL. */
+struct scheduler_job *scheduler_take_done(struct scheduler *scheduler);
+
+/* Between slices: ends an unfinished job with `status`, whether it waits or runs; it goes to the
+ * done list. */
+void scheduler_withdraw(struct scheduler *scheduler, struct scheduler_job *job,
+                        enum gemmd_status status);
+
+/* The learned cost of `rows` over `panels`. */
+uint64_t scheduler_estimate_ns(const struct scheduler_layer *layer, uint32_t rows, uint32_t panels);
+
+/* ---- between scheduler.c and scan.c ---------------------------------------------------------- */
+
+void scheduler_finish(struct scheduler *scheduler, struct scheduler_job *job,
+                      enum gemmd_status status);
+void scheduler_link_queue(struct scheduler *scheduler, struct scheduler_queue *queue);
+void scheduler_unlink_idle_queue(struct scheduler *scheduler, struct scheduler_queue *queue);
+void scheduler_charge(struct scheduler *scheduler, struct scheduler_queue *queue, uint64_t ns);
+/* Out of queue and flow: no row is left to board. */
+void scheduler_unlink_job(struct scheduler *scheduler, struct scheduler_job *job);
+static inline bool scheduler_has_expired(const struct scheduler_job *job, uint64_t now_ns)
+{
+    return job->deadline_ns && now_ns >= job->deadline_ns && job->rows_boarded == 0;
+}
+
+static inline struct scheduler_queue *scheduler_queue_of(const struct scheduler_job *job)
+{
+    return &job->flow->session->queues[job->class];
+}
+
+struct scheduler_scan *scan_start(struct scheduler *scheduler, struct scheduler_layer *layer,
+                                  struct scheduler_queue *leader, bool is_short);
+/* Takes on board: first the oldest job of `queue` if it is for this layer, then whoever waits.
+ * Sets panels_now.  False: nobody is on board, and the scan has ended. */
+bool scan_prepare(struct scheduler *scheduler, struct scheduler_scan *scan,
+                  struct scheduler_queue *queue, uint64_t now_ns);
+void scan_drop_job(struct scheduler *scheduler, struct scheduler_scan *scan,
+                   const struct scheduler_job *job);
+
+#endif

@@ -1,0 +1,170 @@
+/*
+ * One slice of a scan: a grid of chunks, columns of panels by blocks of rows, that the team's
+ * threads claim one by one.  Between its chunks the dispatcher looks whether something has come;
+ * then the slice ends, at the latest a chunk later, with the panels that are whole.
+ */
+#include "worker/executor.h"
+
+static_assert(SCHEDULER_ROWS_MAX <= GEMM_ROWS_MAX, "a scan's rows fit one gemm_run");
+
+/* Row pointers of all members, and the start of those that are new. */
+static void gather(struct executor *executor, struct scheduler_scan *scan, uint64_t now_ns)
+{
+    const uint8_t **a_rows = executor->a_rows[scan->index];
+    void **c_rows = executor->c_rows[scan->index];
+    uint32_t row = 0;
+
+    for (uint32_t i = 0; i < scan->member_count; i++) {
+        const struct scheduler_member *member = &scan->members[i];
+        struct job *job = LIST_ENTRY(member->job, struct job, scheduled);
+        const uint8_t *a = job->a + (uint64_t)member->first_row * job->a_stride_bytes;
+        uint8_t *c = job->c + (uint64_t)member->first_row * job->c_stride_bytes;
+
+        if (!job->start_ns)
+            job->start_ns = now_ns;
+        for (uint32_t j = 0; j < member->rows; j++) {
+            a_rows[row] = a;
+            c_rows[row++] = c;
+            a += job->a_stride_bytes;
+            c += job->c_stride_bytes;
+        }
+    }
+    scan->changed = false;
+}
+
+/* One chunk; on any thread. */
+static void run_chunk(void *argument, uint32_t chunk)
+{
+    const struct executor *executor = argument;
+    const struct executor_slice *slice = &executor->slice;
+    const struct gemm_weights *weights = &slice->layer->weights;
+    uint32_t first_panel = chunk / slice->row_blocks * slice->panel_step;
+    uint32_t first_row = chunk % slice->row_blocks * slice->row_step;
+    uint32_t last_panel = first_panel + slice->panel_step, last_row = first_row + slice->row_step;
+    size_t n_begin, n_end;
+
+    if (last_panel > slice->panels)
+        last_panel = slice->panels;
+    if (last_row > slice->scan->rows)
+        last_row = slice->scan->rows;
+    n_begin = (size_t)(slice->scan->position + first_panel) * weights->kernel->nr;
+    n_end = (size_t)(slice->scan->position + last_panel) * weights->kernel->nr;
+    if (n_end > weights->n)
+        n_end = weights->n;
+    gemm_run(weights, &slice->layer->epilogue, last_row - first_row,
+             executor->a_rows[slice->scan->index] + first_row,
+             executor->c_rows[slice->scan->index] + first_row, n_begin, n_end);
+}
+
+static uint32_t divide_up(uint64_t value, uint64_t by)
+{
+    return (uint32_t)((value + by - 1) / by);
+}
+
+/* Chunks of about EXECUTOR_CHUNK_NS: several panels while rows are few, else blocks of rows of one
+ * panel; more row blocks where the panels alone would not give each thread two chunks. */
+static void cut(struct executor *executor, const struct scheduler_scan *scan, uint64_t *estimate_ns)
+{
+    struct executor_slice *slice = &executor->slice;
+    uint32_t tile = scan->layer->tile_rows, tiles = divide_up(scan->rows, tile);
+    uint32_t threads = team_size(executor->config.team);
+    uint64_t panel_ns = scheduler_estimate_ns(scan->layer, scan->rows, 1) + 1;
+    uint32_t to_the_end = scan->layer->panels - scan->position, blocks = 1;
+
+    slice->scan = scan;
+    slice->layer = LIST_ENTRY(scan->layer, struct layer, scheduled);
+    slice->panels = scan->panels_now < to_the_end ? scan->panels_now : to_the_end;
+    *estimate_ns = panel_ns * slice->panels;
+    slice->panel_step = panel_ns < EXECUTOR_CHUNK_NS ? (uint32_t)(EXECUTOR_CHUNK_NS / panel_ns) : 1;
+    if (panel_ns > EXECUTOR_CHUNK_NS)
+        blocks = divide_up(panel_ns, EXECUTOR_CHUNK_NS);
+    if (threads > 1 && *estimate_ns >= EXECUTOR_TEAM_NS) {
+        if (slice->panel_step > divide_up(slice->panels, 2 * threads))
+            slice->panel_step = divide_up(slice->panels, 2 * threads);
+        if (slice->panels * blocks < 2 * threads)
+            blocks = divide_up(2 * threads, slice->panels);
+    }
+    if (blocks > tiles)
+        blocks = tiles;
+    slice->row_step = divide_up(tiles, blocks) * tile;
+    slice->row_blocks = divide_up(scan->rows, slice->row_step);
+    slice->chunk_count = divide_up(slice->panels, slice->panel_step) * slice->row_blocks;
+}
+
+static bool never_stop(void *argument)
+{
+    (void)argument;
+    return false;
+}
+
+static bool stop_slice(void *argument)
+{
+    const struct executor *executor = argument;
+
+    return executor->config.stop(executor->config.owner);
+}
+
+/* A stop in the middle of a panel: its other rows follow.  Returns the panels that are whole. */
+static uint32_t finish_panel(struct executor *executor, uint32_t chunks)
+{
+    const struct executor_slice *slice = &executor->slice;
+    uint32_t panels;
+
+    while (chunks % slice->row_blocks)
+        run_chunk(executor, chunks++);
+    panels = chunks / slice->row_blocks * slice->panel_step;
+    return panels < slice->panels ? panels : slice->panels;
+}
+
+static bool is_shared(const struct scheduler_scan *scan)
+{
+    const struct scheduler_session *first = scan->members[0].job->flow->session;
+
+    for (uint32_t i = 1; i < scan->member_count; i++)
+        if (scan->members[i].job->flow->session != first)
+            return true;
+    return false;
+}
+
+static void count_slice(struct executor *executor, struct scheduler_scan *scan, uint32_t panels,
+                        uint64_t compute_ns, uint64_t caller_ns, bool teamed)
+{
+    struct gemmd_stats_page *stats = executor->config.stats;
+    struct layer *layer = LIST_ENTRY(scan->layer, struct layer, scheduled);
+
+    gemmd_counter_add(&stats->slices, 1);
+    gemmd_counter_add(&stats->preempted, panels < executor->slice.panels);
+    gemmd_counter_add(&stats->team_slices, teamed);
+    gemmd_counter_add(&stats->shared_slices, scan->member_count > 1 && is_shared(scan));
+    gemmd_counter_add(&stats->panels, panels);
+    gemmd_counter_add(&stats->panel_rows, (uint64_t)panels * scan->rows);
+    gemmd_counter_add(&stats->exec_ns, compute_ns);
+    gemmd_counter_add(&stats->cores[0].busy_ns, caller_ns);
+    gemmd_counter_add(&layer->exec_ns, compute_ns);
+    gemmd_counter_add(&layer->panels, panels);
+    gemmd_counter_add(&layer->panel_rows, (uint64_t)panels * scan->rows);
+}
+
+uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns)
+{
+    struct team_work work = {.run = run_chunk, .argument = executor, .start_ns = start_ns};
+    struct team_result result;
+    uint64_t estimate_ns;
+    uint32_t panels;
+
+    if (scan->changed)
+        gather(executor, scan, start_ns);
+    cut(executor, scan, &estimate_ns);
+    work.chunk_count = executor->slice.chunk_count;
+    work.stop = scan->index == SCHEDULER_LONG_SCANS ? never_stop : stop_slice;
+    work.share = estimate_ns >= EXECUTOR_TEAM_NS;
+    work.wake = estimate_ns >= EXECUTOR_WAKE_NS;
+    team_run(executor->config.team, &work, &result);
+    panels = finish_panel(executor, result.chunks);
+    count_slice(executor, scan, panels, result.compute_ns, result.end_ns - start_ns, result.shared);
+    if (executor->config.trace)
+        trace_slice(executor->config.trace, executor->slice.layer, start_ns, result.end_ns,
+                    scan->rows, panels, scan->member_count, result.shared);
+    scheduler_ran(&executor->scheduler, scan, panels, result.compute_ns);
+    return result.end_ns;
+}

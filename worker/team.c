@@ -1,0 +1,336 @@
+/*
+ * The one shared word is the ticket: (region, next chunk).  A thread claims a chunk by a compare-
+ * and-swap of it, so a claim succeeds only in the region whose work the thread has read before.
+ * The caller closes a region by putting the last chunk number into the ticket; what was claimed by
+ * then is waited for through `done`.
+ *
+ *   open    work fields, done = 0     → ticket (release) → fence → look at `parked`
+ *   thread  ticket (acquire) → work fields → claim → run → done (release)
+ *   close   exchange of the ticket → done (acquire) == claimed
+ *   park    parked + 1 → fence → look at the ticket → futex      (Dekker with "open")
+ */
+#include "worker/team.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "proto/ring.h"
+#include "worker/clock.h"
+#include "worker/sandbox.h"
+#include "worker/topology.h"
+
+#define CLOSED UINT32_MAX
+/* Looks at the ticket between two looks at the clock. */
+#define SPIN_LOOKS 32
+/* Shorter spins than a wake-up of the neighbour's cache line are none. */
+#define SPIN_NS_MIN UINT64_C(1000)
+/* Two looks at the clock this far apart: somebody else ran here.  A client that shares the CPU is
+ * what the next job comes from, so the thread gets out of its way for a while. */
+#define PREEMPTED_NS UINT64_C(20000)
+#define RETREAT_NS   UINT64_C(1000000)
+
+struct member {
+    struct team *team;
+    pthread_t thread;
+    pid_t tid;
+    int cpu;
+    int start_error;
+    struct gemmd_core_stats *core;
+    uint64_t spin_ns, retreat_until_ns, since_ns;
+};
+
+struct team {
+    alignas(64) _Atomic uint64_t ticket;
+    _Atomic(team_work_fn *) run;
+    _Atomic(void *) argument;
+    _Atomic uint32_t chunk_count;
+    alignas(64) _Atomic uint32_t done;
+    _Atomic uint64_t busy_ns; /* of the region, the caller excepted */
+    alignas(64) _Atomic uint32_t parked;
+    _Atomic uint32_t wake_word; /* futex */
+    _Atomic bool stop;
+    sem_t started;
+    uint32_t region;
+    uint64_t wakes;
+    struct team_config config;
+    uint32_t member_count;
+    struct member members[];
+};
+
+static uint64_t ticket_of(uint32_t region, uint32_t chunk)
+{
+    return (uint64_t)region << 32 | chunk;
+}
+
+/* ---- the threads ----------------------------------------------------------------------------- */
+
+/* Claims and runs one chunk.  False: there is none. */
+static bool work_once(struct member *member)
+{
+    struct team *team = member->team;
+    uint64_t ticket = atomic_load_explicit(&team->ticket, memory_order_acquire); /* open */
+    team_work_fn *run = atomic_load_explicit(&team->run, memory_order_relaxed);
+    void *argument = atomic_load_explicit(&team->argument, memory_order_relaxed);
+    uint64_t start_ns, end_ns;
+
+    if ((uint32_t)ticket >= atomic_load_explicit(&team->chunk_count, memory_order_relaxed))
+        return false;
+    if (!atomic_compare_exchange_strong_explicit(&team->ticket, &ticket, ticket + 1,
+                                                 memory_order_acquire, memory_order_relaxed))
+        return true; /* another was faster; look again */
+    start_ns = clock_now_ns();
+    run(argument, (uint32_t)ticket);
+    end_ns = clock_now_ns();
+    gemmd_counter_add(&member->core->spin_ns, start_ns - member->since_ns);
+    gemmd_counter_add(&member->core->busy_ns, end_ns - start_ns);
+    member->since_ns = end_ns;
+    atomic_fetch_add_explicit(&team->busy_ns, end_ns - start_ns, memory_order_relaxed);
+    atomic_fetch_add_explicit(&team->done, 1, memory_order_release); /* pairs with close */
+    return true;
+}
+
+static bool has_work(struct team *team)
+{
+    uint64_t ticket = atomic_load_explicit(&team->ticket, memory_order_acquire);
+
+    return (uint32_t)ticket < atomic_load_explicit(&team->chunk_count, memory_order_relaxed) ||
+           atomic_load_explicit(&team->stop, memory_order_relaxed);
+}
+
+/* True: work has come.  False: the spin has lasted long enough, or hurts somebody. */
+static bool spin(struct member *member)
+{
+    uint64_t start_ns = clock_now_ns(), now_ns = start_ns;
+
+    if (start_ns < member->retreat_until_ns)
+        return false;
+    while (now_ns - start_ns < member->spin_ns) {
+        uint64_t last_ns = now_ns;
+
+        for (int i = 0; i < SPIN_LOOKS; i++) {
+            if (has_work(member->team))
+                return true;
+            gemmd_cpu_relax();
+        }
+        now_ns = clock_now_ns();
+        if (now_ns - last_ns > PREEMPTED_NS) {
+            member->retreat_until_ns = now_ns + RETREAT_NS;
+            break;
+        }
+    }
+    /* In vain: shorter next time. */
+    member->spin_ns = member->spin_ns / 2 > SPIN_NS_MIN ? member->spin_ns / 2 : SPIN_NS_MIN;
+    return false;
+}
+
+static void park(struct member *member)
+{
+    struct team *team = member->team;
+    uint64_t max_ns = team->config.spin_ns, start_ns, end_ns;
+    uint32_t seen = atomic_load_explicit(&team->wake_word, memory_order_acquire);
+
+    /* Sequentially consistent, as is the caller's store of the ticket and its load of `parked`. */
+    atomic_fetch_add(&team->parked, 1);
+    start_ns = clock_now_ns();
+    gemmd_counter_add(&member->core->spin_ns, start_ns - member->since_ns);
+    if ((uint32_t)atomic_load(&team->ticket) >=
+            atomic_load_explicit(&team->chunk_count, memory_order_relaxed) &&
+        !atomic_load(&team->stop))
+        syscall(SYS_futex, &team->wake_word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+    atomic_fetch_sub(&team->parked, 1);
+    end_ns = clock_now_ns();
+    gemmd_counter_add(&member->core->sleep_ns, end_ns - start_ns);
+    member->since_ns = end_ns;
+    /* A spin not much longer would have met the work. */
+    if (end_ns - start_ns < 2 * max_ns)
+        member->spin_ns = member->spin_ns * 4 < max_ns ? member->spin_ns * 4 : max_ns;
+}
+
+static void *run_member(void *argument)
+{
+    struct member *member = argument;
+    struct team *team = member->team;
+    cpu_set_t cpus;
+
+    CPU_ZERO(&cpus);
+    CPU_SET(member->cpu, &cpus);
+    pthread_setname_np(pthread_self(), "gemmd-team");
+    member->tid = (pid_t)syscall(SYS_gettid);
+    member->start_error = topology_pin_thread(&cpus);
+    if (member->start_error == 0)
+        member->start_error = sandbox_enter(SANDBOX_DISPATCHER);
+    member->since_ns = clock_now_ns();
+    sem_post(&team->started);
+    while (!atomic_load_explicit(&team->stop, memory_order_acquire))
+        if (!work_once(member) && !spin(member))
+            park(member);
+    return NULL;
+}
+
+/* ---- the caller ------------------------------------------------------------------------------ */
+
+static void wake_parked(struct team *team, uint32_t count)
+{
+    atomic_fetch_add_explicit(&team->wake_word, 1, memory_order_release);
+    syscall(SYS_futex, &team->wake_word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
+    team->wakes++;
+}
+
+static void open_region(struct team *team, const struct team_work *work)
+{
+    atomic_store_explicit(&team->run, work->run, memory_order_relaxed);
+    atomic_store_explicit(&team->argument, work->argument, memory_order_relaxed);
+    atomic_store_explicit(&team->chunk_count, work->chunk_count, memory_order_relaxed);
+    atomic_store_explicit(&team->done, 0, memory_order_relaxed);
+    atomic_store_explicit(&team->busy_ns, 0, memory_order_relaxed);
+    team->region++;
+    atomic_store(&team->ticket, ticket_of(team->region, 0));
+    if (work->wake && atomic_load(&team->parked))
+        wake_parked(team, work->chunk_count - 1);
+}
+
+/* The caller's chunks.  Returns the end of the last one. */
+static uint64_t work_along(struct team *team, const struct team_work *work)
+{
+    uint64_t now_ns = work->start_ns;
+
+    for (;;) {
+        uint64_t ticket = atomic_fetch_add_explicit(&team->ticket, 1, memory_order_relaxed);
+
+        if ((uint32_t)ticket >= work->chunk_count)
+            return now_ns;
+        work->run(work->argument, (uint32_t)ticket);
+        now_ns = clock_now_ns();
+        atomic_fetch_add_explicit(&team->done, 1, memory_order_relaxed);
+        if (work->stop(work->argument))
+            return now_ns;
+    }
+}
+
+/* Without touching what the others look at. */
+static void run_alone(const struct team_work *work, struct team_result *out)
+{
+    uint32_t done = 0;
+
+    do
+        work->run(work->argument, done++);
+    while (done < work->chunk_count && !work->stop(work->argument));
+    out->chunks = done;
+    out->end_ns = clock_now_ns();
+    out->compute_ns = out->end_ns - work->start_ns;
+    out->shared = false;
+}
+
+void team_run(struct team *team, const struct team_work *work, struct team_result *out)
+{
+    uint64_t others_ns;
+    uint32_t claimed;
+
+    if (team->member_count == 0 || work->chunk_count < 2 || !work->share) {
+        run_alone(work, out);
+        return;
+    }
+    open_region(team, work);
+    out->end_ns = work_along(team, work);
+    claimed = (uint32_t)atomic_exchange(&team->ticket, ticket_of(team->region, CLOSED));
+    if (claimed > work->chunk_count)
+        claimed = work->chunk_count;
+    while (atomic_load_explicit(&team->done, memory_order_acquire) != claimed)
+        gemmd_cpu_relax();
+    others_ns = atomic_load_explicit(&team->busy_ns, memory_order_relaxed);
+    out->compute_ns = out->end_ns - work->start_ns + others_ns;
+    out->end_ns = clock_now_ns();
+    out->chunks = claimed;
+    out->shared = others_ns != 0;
+}
+
+uint32_t team_size(const struct team *team)
+{
+    return team->member_count + 1;
+}
+
+uint64_t team_wakes(const struct team *team)
+{
+    return team->wakes;
+}
+
+int team_repin(struct team *team)
+{
+    int mended = 0;
+
+    for (uint32_t i = 0; i < team->member_count; i++) {
+        int result = topology_repin(team->members[i].tid, team->members[i].cpu);
+
+        if (result < 0)
+            return result;
+        mended += result;
+    }
+    return mended;
+}
+
+/* ---- open and close -------------------------------------------------------------------------- */
+
+static int start_member(struct team *team, int cpu)
+{
+    struct member *member = &team->members[team->member_count];
+    int error;
+
+    *member = (struct member){.team = team,
+                              .cpu = cpu,
+                              .core = &team->config.cores[team->member_count],
+                              .spin_ns = team->config.spin_ns};
+    member->core->cpu = (uint64_t)cpu;
+    error = -pthread_create(&member->thread, NULL, run_member, member);
+    if (error)
+        return error;
+    team->member_count++;
+    while (sem_wait(&team->started) < 0)
+        ; /* EINTR only */
+    return member->start_error;
+}
+
+int team_open(struct team **out, const struct team_config *config)
+{
+    size_t count = (size_t)CPU_COUNT(&config->cpus);
+    size_t bytes = (sizeof(struct team) + count * sizeof(struct member) + 63) & ~(size_t)63;
+    struct team *team = aligned_alloc(64, bytes);
+    int error = 0;
+
+    *out = NULL;
+    if (!team)
+        return -ENOMEM;
+    *team = (struct team){.config = *config};
+    atomic_store(&team->ticket, ticket_of(0, CLOSED));
+    sem_init(&team->started, 0, 0);
+    for (int cpu = 0; cpu < CPU_SETSIZE && error == 0; cpu++)
+        if (CPU_ISSET(cpu, &config->cpus))
+            error = start_member(team, cpu);
+    if (error < 0)
+        team_close(&team);
+    *out = team;
+    return error;
+}
+
+void team_close(struct team **team_p)
+{
+    struct team *team = *team_p;
+
+    if (!team)
+        return;
+    atomic_store(&team->stop, true);
+    wake_parked(team, INT_MAX);
+    for (uint32_t i = 0; i < team->member_count; i++)
+        pthread_join(team->members[i].thread, NULL);
+    sem_destroy(&team->started);
+    free(team);
+    *team_p = NULL;
+}

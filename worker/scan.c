@@ -23,6 +23,8 @@
 #define REFUSALS_MAX 64
 /* Lessons between two reckonings of the row limits. */
 #define LESSONS 32
+/* The most that a slice can cost of what it was expected to. */
+#define DEAR 2
 /* rows_free: as many rows as cost up to 5/4 of one tile. */
 #define FREE_NUMERATOR 5
 #define FREE_DENOMINATOR 4
@@ -391,11 +393,14 @@ void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uin
                    uint64_t ns)
 {
     struct scheduler_layer *layer = scan->layer;
+    uint64_t dear_ns = DEAR * scheduler_estimate_ns(layer, scan->rows, panels) + 1;
     uint32_t arrived;
 
     assert(panels && panels <= scan->panels_now);
+    /* A thread that lost its CPU in the middle is nobody's debt: 3 ms for a job of 2 us would keep
+     * its session waiting for that long. */
+    charge_members(scheduler, scan, layer->measured && ns > dear_ns ? dear_ns : ns);
     learn(layer, scan->rows, panels, ns);
-    charge_members(scheduler, scan, ns);
     scan->position += panels;
     if (scan->position >= layer->panels)
         scan->position -= layer->panels;

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -42,7 +43,7 @@ struct client {
     struct layer_case layer;
     struct gemmd_layer *handle;
     uint8_t *a;
-    float *c[DEPTH];
+    float *c;
     uint32_t rows;
     uint64_t count[GEMMD_STATUS_VIOLATION_MIN];
 };
@@ -58,10 +59,9 @@ static void open_client(struct client *client, uint32_t n, uint32_t k, uint32_t 
     REQUIRE(gemmd_layer_create(client->session, &client->layer.desc, &client->handle) >= 0);
     client->a = gemmd_buffer_alloc(client->session, (size_t)rows * k);
     REQUIRE(client->a);
-    for (int i = 0; i < DEPTH; i++) {
-        client->c[i] = gemmd_buffer_alloc(client->session, (size_t)rows * n * sizeof(float));
-        REQUIRE(client->c[i]);
-    }
+    /* Nobody looks at the results. */
+    client->c = gemmd_buffer_alloc(client->session, (size_t)rows * n * sizeof(float));
+    REQUIRE(client->c);
 }
 
 static bool submit(struct client *client, uint64_t i, enum gemmd_priority priority,
@@ -69,7 +69,7 @@ static bool submit(struct client *client, uint64_t i, enum gemmd_priority priori
 {
     struct gemmd_job job;
 
-    gemmd_job_init(&job, client->handle, client->rows, client->a, client->c[i % DEPTH]);
+    gemmd_job_init(&job, client->handle, client->rows, client->a, client->c);
     job.user_data = i;
     job.priority = priority;
     job.deadline_ns = deadline_ns;
@@ -93,7 +93,7 @@ static int run_honest(void *argument)
     struct client client;
 
     (void)argument;
-    open_client(&client, 512, 512, 128, 1, 0);
+    open_client(&client, 512, 512, 512, 1, 0);
     end_ns = now_ns() + RUN_MS * UINT64_C(1000000);
     while (now_ns() < end_ns) {
         while (submit(&client, i, GEMMD_PRIORITY_NORMAL, 0))
@@ -170,7 +170,7 @@ static int run_hostile(void *argument)
     uint64_t end_ns, i = 0;
     struct client client;
 
-    open_client(&client, 2048, 4096, 64, 2, 0); /* does not spin on the CPU it shares */
+    open_client(&client, 2048, 4096, 512, 2, 0); /* does not spin on the CPU it shares */
     end_ns = now_ns() + RUN_MS * UINT64_C(1000000);
     while (now_ns() < end_ns)
         act(&client, kind, &i);
@@ -285,7 +285,7 @@ static void measure(struct client *client, uint64_t *samples)
 {
     struct gemmd_job job;
 
-    gemmd_job_init(&job, client->handle, 1, client->a, client->c[0]);
+    gemmd_job_init(&job, client->handle, 1, client->a, client->c);
     job.priority = GEMMD_PRIORITY_LATENCY;
     for (int i = 0; i < SAMPLES; i++) {
         uint64_t start_ns = now_ns();
@@ -294,6 +294,24 @@ static void measure(struct client *client, uint64_t *samples)
         samples[i] = now_ns() - start_ns;
     }
     qsort(samples, SAMPLES, sizeof(*samples), compare);
+}
+
+/* Its large jobs have begun to complete. */
+static bool is_flooding(struct gemmd *session, pid_t pid)
+{
+    uint64_t shares[2];
+
+    read_shares(session, 0, pid, shares);
+    return shares[1] > 20000000;
+}
+
+/* Out of the latency client's way on the CPU that both share: the worker is measured, not the
+ * kernel's scheduler.  It sleeps nearly all the time, with 64 jobs in flight. */
+static int run_flood(void *argument)
+{
+    (void)argument;
+    setpriority(PRIO_PROCESS, 0, 19);
+    return run_hostile((void *)(uintptr_t)GREEDY);
 }
 
 static void test_latency_beside_flood(void **state)
@@ -307,8 +325,9 @@ static void test_latency_beside_flood(void **state)
         harness_skip("one CPU: the client's own time slices would be measured");
     open_client(&client, 512, 512, 1, 3, -1);
     measure(&client, alone);
-    hostile = harness_fork(run_hostile, (void *)(uintptr_t)GREEDY);
-    usleep(200000);
+    hostile = harness_fork(run_flood, NULL);
+    while (!is_flooding(client.session, hostile))
+        usleep(10000);
     measure(&client, beside);
     harness_reap_killed(hostile);
     print_message("p50 %llu ns alone, %llu beside; p99 %llu alone, %llu beside\n",

@@ -32,10 +32,13 @@ gemm_epilogue_fn gemm_epilogue_avx2;
         __VA_ARGS__                                                                                \
     }
 
+/* Half of the L2 of the machines that have AMX. */
+enum { AMX_GROUP_BYTES = 1024 * 1024 };
+
 static const struct gemm_kernel kernels[] = {
 #if GEMM_X86
     ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, gemm_epilogue_avx512, .strided_a = true,
-        .begin = gemm_amx_begin, .end = gemm_amx_end),
+        .b_group_bytes = AMX_GROUP_BYTES, .begin = gemm_amx_begin, .end = gemm_amx_end),
     ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, gemm_epilogue_avx512, .strided_a = false),
     ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, gemm_epilogue_avx2, .strided_a = false),
     ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, gemm_epilogue_avx512, .strided_a = false),

@@ -87,9 +87,10 @@ typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
 struct gemm_kernel {
     const char *name; /* "gemm_u8s8s32_6x64c4_avx512vnni" */
     enum cpu_level level;
-    uint16_t id;         /* stable number, reported in completions and stored in packed files */
-    uint16_t mr, nr, kr; /* kr: consecutive k bytes of one column that lie together in a panel */
-    bool strided_a;      /* ukernel reads rows in place only at one constant distance */
+    uint16_t id;            /* stable number, reported in completions and stored in packed files */
+    uint16_t mr, nr, kr;    /* kr: consecutive k bytes of one column that lie together in a panel */
+    bool strided_a;         /* ukernel reads rows in place only at one constant distance */
+    uint32_t b_group_bytes; /* panels that pass by one tile of rows, from L2; 0: one panel */
     gemm_ukernel_fn *ukernel;
     gemm_begin_fn *begin, *end; /* both or neither */
     gemm_epilogue_fn *epilogue;

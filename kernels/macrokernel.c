@@ -3,13 +3,17 @@
  *
  *     for each block of rows, so small that its A stays in L2          (rows_per_block)
  *         A rows that the micro-kernel would have to copy for every panel: copy them here, once
- *         for each panel of B in [n_begin, n_end)
+ *         for each group of panels of B in [n_begin, n_end)    (columns_per_group; often one panel)
  *             for each tile of up to mr rows of the block
- *                 micro-kernel: acc = A tile * panel, in registers; then the epilogue to C
+ *                 for each panel of the group
+ *                     micro-kernel: acc = A tile * panel, in registers; then the epilogue to C
  *
- * A panel is fetched once per block and then serves all its row tiles from L1 or L2; a block's A
- * rows serve all panels from L2.  k is not split: the accumulators live in registers over the whole
+ * A group is fetched once per block and then serves all its row tiles from L1 or L2; a block's A
+ * rows serve all groups from L2.  k is not split: the accumulators live in registers over the whole
  * of k, C is written once and never read.  With one row the loops stream every panel exactly once.
+ *
+ * Groups of several panels are for tiles of 32 rows: from L1 such a tile leaves one operand to L2,
+ * whose lines follow each other, where one panel after the other leaves two.
  *
  * Rejected: an epilogue that lags one tile behind, to run while the tile unit of AMX multiplies the
  * next one, row by row between its blocks.  It gained 3 to 10 % for up to 16 rows and lost as much
@@ -34,6 +38,8 @@ enum {
      * copy_stride.  Where this does not hold a tile, the micro-kernel copies rows piecewise, for
      * each panel. */
     A_COPY_BYTES = A_BLOCK_BYTES / 8 * 9,
+    /* A tile of rows up to this stays in L1 (48 KiB) while panels pass by. */
+    A_TILE_BYTES = 32 * 1024,
 };
 
 /* What the loops share. */
@@ -81,6 +87,25 @@ static bool constant_stride(size_t rows, const uint8_t *const *a)
     return true;
 }
 
+/* Rows of a tile.  A kernel with begin takes but one m between begin and end: tiles of equal
+ * height, of which the last one may overlap the one before. */
+static size_t tile_rows(const struct gemm_kernel *kernel, size_t rows)
+{
+    size_t tiles = (rows + kernel->mr - 1) / kernel->mr;
+
+    return kernel->begin ? (rows + tiles - 1) / tiles : kernel->mr;
+}
+
+/* Columns that a tile of rows meets before the next tile does: one panel, or as many as the kernel
+ * wants in L2 while its rows lie in L1. */
+static size_t columns_per_group(const struct gemm_weights *weights)
+{
+    const struct gemm_kernel *kernel = weights->kernel;
+    size_t panels = kernel->b_group_bytes / (kernel->nr * weights->k);
+
+    return panels && kernel->mr * weights->k <= A_TILE_BYTES ? panels * kernel->nr : kernel->nr;
+}
+
 /* Rows to copy at a time; 0: none, the micro-kernel takes them as they are.  Worth it where it
  * would copy them again for each of several panels, and where the copy holds a tile. */
 static size_t rows_per_copy(const struct run *run, size_t rows, const uint8_t *const *a,
@@ -94,48 +119,42 @@ static size_t rows_per_copy(const struct run *run, size_t rows, const uint8_t *c
         return 0;
     if (!a_flip && (!kernel->strided_a || constant_stride(rows, a)))
         return 0;
+    if (run->n_end - run->n_begin <= columns_per_group(run->weights))
+        return tile_rows(kernel, rows); /* serves all panels from L1 */
     return fitting < kernel->mr ? fitting : fitting / kernel->mr * kernel->mr;
 }
 
-/* Rows of a tile.  A kernel with begin takes but one m between begin and end: tiles of equal
- * height, of which the last one may overlap the one before. */
-static size_t tile_rows(const struct gemm_kernel *kernel, size_t rows)
-{
-    size_t tiles = (rows + kernel->mr - 1) / kernel->mr;
-
-    return kernel->begin ? (rows + tiles - 1) / tiles : kernel->mr;
-}
-
-/* All row tiles, `height` rows each, of a block against the panel whose first column is `column`.
- */
-static void run_panel(const struct run *run, const struct block *block, size_t height,
-                      size_t column)
+/* Rows [i, i + height) of a block against the panel whose first column is `column`. */
+static void run_tile(const struct run *run, const struct block *block, size_t height, size_t i,
+                     size_t column)
 {
     alignas(GEMM_ALIGN) int32_t acc[GEMM_MR_MAX * GEMM_NR_MAX];
     const struct gemm_kernel *kernel = run->weights->kernel;
     const int8_t *panel = run->weights->panels + column * round_up(run->weights->k, kernel->kr);
     size_t n = run->n_end - column < kernel->nr ? run->n_end - column : kernel->nr;
+    size_t m = block->rows - i < height ? block->rows - i : height;
+    size_t again = kernel->begin ? height - m : 0; /* computed before, not written twice */
 
-    for (size_t i = 0; i < block->rows; i += height) {
-        size_t m = block->rows - i < height ? block->rows - i : height;
-        size_t again = kernel->begin ? height - m : 0; /* computed before, not written twice */
-
-        kernel->ukernel(m + again, run->weights->k, block->a + i - again, block->a_flip, panel,
-                        acc);
-        kernel->epilogue(m, n, kernel->nr, acc + again * kernel->nr, run->epilogue, block->row + i,
-                         column, block->c + i);
-    }
+    kernel->ukernel(m + again, run->weights->k, block->a + i - again, block->a_flip, panel, acc);
+    kernel->epilogue(m, n, kernel->nr, acc + again * kernel->nr, run->epilogue, block->row + i,
+                     column, block->c + i);
 }
 
 static void run_block(const struct run *run, const struct block *block)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
-    size_t height = tile_rows(kernel, block->rows);
+    size_t height = tile_rows(kernel, block->rows), group = columns_per_group(run->weights);
 
     if (kernel->begin)
         kernel->begin(height);
-    for (size_t column = run->n_begin; column < run->n_end; column += kernel->nr)
-        run_panel(run, block, height, column);
+    for (size_t begin = run->n_begin; begin < run->n_end; begin += group) {
+        size_t end = run->n_end - begin < group ? run->n_end : begin + group;
+
+        for (size_t i = 0; i < block->rows; i += height) {
+            for (size_t column = begin; column < end; column += kernel->nr)
+                run_tile(run, block, height, i, column);
+        }
+    }
     if (kernel->end)
         kernel->end(height);
 }

@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-enum { TILES = 8, ROWS = 16, ROW_BYTES = 64 };
+enum { TILES = 8, ROWS = 16, ROW_BYTES = 64, GROUP_BYTES = 32 * 1024 }; /* several groups a test */
 
 gemm_epilogue_fn gemm_epilogue_ref;
 
@@ -131,6 +131,7 @@ const struct gemm_kernel *amx_model(void)
         .nr = NR,
         .kr = KR,
         .strided_a = true,
+        .b_group_bytes = GROUP_BYTES,
         .ukernel = amx_model_ukernel,
         .begin = amx_model_begin,
         .end = amx_model_end,

@@ -82,6 +82,12 @@ bool executor_take(struct executor *executor, struct session_ring *ring);
 /* Runs one slice.  False: nothing waits. */
 bool executor_step(struct executor *executor);
 
+/* Was a latency job seen not long ago? */
+static inline bool executor_expects_latency(const struct executor *executor, uint64_t now_ns)
+{
+    return executor->latency_ns && now_ns - executor->latency_ns < EXECUTOR_LATENCY_NS;
+}
+
 /* slice.c: runs what the scheduler chose.  Returns the time at its end. */
 uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns);
 

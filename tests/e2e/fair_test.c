@@ -309,7 +309,7 @@ static void test_latency_beside_flood(void **state)
     (void)state;
     if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
         harness_skip("one CPU: the client's own time slices would be measured");
-    open_client(&client, 512, 512, 1, 3, -1);
+    open_client(&client, 128, 128, 1, 3, -1);
     measure(&client, alone);
     hostile = harness_fork(run_flood, NULL);
     while (!is_flooding(client.session, hostile))

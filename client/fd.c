@@ -14,7 +14,8 @@
  * Level-triggered means that what lies in the ring untaken has made the descriptor readable.  What
  * the worker wrote after it had seen our arming has; what it wrote in the moment before may not
  * have.  That is looked at once after each arming, and in that rare case, if the caller's array is
- * full, `self` makes up for it.
+ * full, `self` makes up for it; so it does for jobs that recovery has given up, of which no worker
+ * tells.
  *
  * Cost: arming is two stores and a fence; a harvest one system call; the worker's side the same as
  * for a futex.  A second instance (`app`) because reconnecting replaces `wake` and `fd`, and what
@@ -75,17 +76,18 @@ void gemmd_fd_arm(struct gemmd *session)
 void gemmd_fd_settle(struct gemmd *session)
 {
     struct gemmd_fd *pollable = &session->pollable;
-    bool left = gemmd_cq_ready(&session->cq) || session->verdicts;
+    bool left = gemmd_cq_ready(&session->cq), raise;
     uint64_t count = 1;
 
     if (!left)
         pollable->announced = true; /* later ones come after the arming */
-    if (left == pollable->raised || (left && pollable->announced))
+    raise = (left && !pollable->announced) || session->verdicts;
+    if (raise == pollable->raised)
         return;
     /* Neither can block or fail: the counter is 0 before the write, 1 before the read. */
-    if ((left ? write(pollable->self, &count, sizeof(count))
-              : read(pollable->self, &count, sizeof(count))) == (ssize_t)sizeof(count))
-        pollable->raised = left;
+    if ((raise ? write(pollable->self, &count, sizeof(count))
+               : read(pollable->self, &count, sizeof(count))) == (ssize_t)sizeof(count))
+        pollable->raised = raise;
     session->syscalls++;
 }
 

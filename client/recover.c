@@ -211,6 +211,7 @@ static void take_over(struct gemmd *session, struct gemmd *fresh)
     session->doorbell = fresh->doorbell;
     session->worker_line = fresh->worker_line;
     session->spin_ns = fresh->spin_ns;
+    session->dispatcher_cpu = fresh->dispatcher_cpu;
     session->last_rung = 0;
     session->polls_empty = 0;
     memcpy(session->socket, fresh->socket, sizeof(session->socket));

@@ -3,9 +3,9 @@
  * on the job path.  Each request gets exactly one reply of type request | GEMMD_REPLY with the same
  * serial; header.status tells success or the field at fault, and the body beyond the header is
  * all zeros then (but the reason of LAYER_LOAD).  File descriptors travel from the worker to the
- * client only: four with the hello reply, one each with the stats and wake-fd replies, one or two
- * in a take-over; and one the other way with an operator's LAYER_LOAD.  Any other message that
- * carries some ends the session.
+ * client: four with the hello reply, one each with the replies of STATS, WAKE_FD and TAKEOVER, two
+ * with TAKEOVER_COMMIT's; and one the other way with an operator's LAYER_LOAD.  Any other message
+ * that carries some ends the session.
  *
  * Session states and what each allows (anything else: STATUS_STATE, the session lives on):
  *   NEW      HELLO -> MAPPING, or LIVE when the hello asks for control only

@@ -36,16 +36,18 @@ bool pack_restrict(uint64_t input_bytes)
     /* The input's mapping, an image and its packed form. */
     uint64_t bytes = 3 * input_bytes + SPARE_BYTES;
 
-#if !defined(SANITIZED) /* its shadow memory alone is terabytes of addresses */
-    if (!limit(RLIMIT_AS, bytes))
+#if !defined(SANITIZED) /* its shadow memory is terabytes of addresses, its leak check a thread */
+    if (!limit(RLIMIT_AS, bytes) || !limit(RLIMIT_NPROC, 0))
         return false;
 #endif
-    if (!limit(RLIMIT_CPU, CPU_S) || !limit(RLIMIT_FSIZE, bytes) || !limit(RLIMIT_CORE, 0) ||
-        !limit(RLIMIT_NPROC, 0))
+    if (!limit(RLIMIT_CPU, CPU_S) || !limit(RLIMIT_FSIZE, bytes) || !limit(RLIMIT_CORE, 0))
         return false;
     if (geteuid() == 0 &&
         (setgroups(0, NULL) < 0 || setresgid(NOBODY, NOBODY, NOBODY) < 0 ||
          setresuid(NOBODY, NOBODY, NOBODY) < 0))
         return false;
+#if defined(SANITIZED)
+    prctl(PR_SET_DUMPABLE, 1, 0, 0, 0); /* the leak check traces its own process */
+#endif
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
 }

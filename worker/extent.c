@@ -247,13 +247,28 @@ static bool split(struct extent_block *block, uint64_t bytes)
     return true;
 }
 
+static struct extent_block *best_fit(const struct extent *extent, uint64_t bytes)
+{
+    struct extent_block *best = NULL;
+
+    for (struct extent_block *block = extent->blocks; block; block = block->next)
+        if (!block->used && block->bytes >= bytes && (!best || block->bytes < best->bytes))
+            best = block;
+    return best;
+}
+
+uint64_t extent_best_fit(const struct extent *extent, uint64_t bytes)
+{
+    const struct extent_block *block = best_fit(extent, bytes);
+
+    return block ? block->bytes : 0;
+}
+
 void *extent_alloc(struct extent *extent, uint64_t bytes, int *error_p)
 {
-    struct extent_block *block = extent->blocks;
+    struct extent_block *block = best_fit(extent, bytes);
 
     *error_p = 0;
-    while (block && (block->used || block->bytes < bytes))
-        block = block->next;
     if (!block)
         return NULL;
     if (!split(block, bytes)) {

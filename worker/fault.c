@@ -31,7 +31,7 @@ static int notify_fd = -1;
 /* Only what signal-safety(7) allows, and mmap: on Linux a bare system call. */
 static void end_process(void)
 {
-    /* not covered below: the process ends, and its counters with it (worker fault tests it) */
+    /* not covered here: the process ends, and its counters with it (worker fault tests it) */
     static const char text[] = "gemmd: SIGBUS outside the sessions' segments (weights or own "
                                "memory): hardware error, or no memory where some was promised\n";
     ssize_t ignored = write(STDERR_FILENO, text, sizeof(text) - 1);

@@ -1,7 +1,6 @@
 /*
  * The weight pool: a list of extents, the ladder that maps a new one, and an account of both.
- * Allocation is first fit over the extents in order of age; layers are few and large, so neither
- * list grows long.
+ * Allocation is best fit over all extents; layers are few and large, so neither list grows long.
  */
 #include "worker/pool.h"
 
@@ -137,6 +136,10 @@ static int try_rung(struct pool *pool, enum extent_rung rung, uint64_t bytes, st
 /* What this extent's rung says about the machine. */
 static void note_obtained(struct pool *pool, const struct extent *extent, enum extent_rung first)
 {
+    const char *advice = hugepages_thp_disabled()
+                             ? "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+                             : "sysctl vm.compact_memory=1, then restart";
+
     if (extent->rung == first)
         set_line(pool, pool->no_hugetlb, "%s", "");
     if (extent->rung == EXTENT_THP && extent->bytes_thp == extent->bytes)
@@ -144,10 +147,7 @@ static void note_obtained(struct pool *pool, const struct extent *extent, enum e
     else if (extent->rung >= EXTENT_THP && first != EXTENT_4K)
         set_line(pool, pool->no_thp, "transparent huge pages for %llu of %llu MiB: %s",
                  (unsigned long long)(extent->bytes_thp >> 20),
-                 (unsigned long long)(extent->bytes >> 20),
-                 hugepages_thp_disabled()
-                     ? "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
-                     : "sysctl vm.compact_memory=1, then restart");
+                 (unsigned long long)(extent->bytes >> 20), advice);
     if (extent->bind_error)
         set_line(pool, pool->no_node, "weights not bound to node %d (mbind: %s)",
                  pool->config.node, strerror(-extent->bind_error));
@@ -273,9 +273,27 @@ void pool_close(struct pool **pool_p)
     *pool_p = NULL;
 }
 
+/* The one with the shortest free range that is long enough.  Best fit strands half as much as first
+ * fit did (tests/unit/worker/pool_model_test.c). */
+static struct extent *best_extent(const struct pool *pool, uint64_t bytes)
+{
+    struct extent *best = NULL;
+    uint64_t best_bytes = UINT64_MAX;
+
+    for (struct extent *extent = pool->extents; extent; extent = extent->next) {
+        uint64_t found = extent_best_fit(extent, bytes);
+
+        if (found && found < best_bytes) {
+            best_bytes = found;
+            best = extent;
+        }
+    }
+    return best;
+}
+
 int pool_alloc(struct pool *pool, uint64_t bytes, void **out)
 {
-    struct extent *extent = pool->extents;
+    struct extent *extent;
     int error = 0;
 
     *out = NULL;
@@ -284,10 +302,10 @@ int pool_alloc(struct pool *pool, uint64_t bytes, void **out)
     if (bytes > pool->config.limit_bytes)
         return -ENOSPC;
     bytes = round_up(bytes, POOL_UNIT_BYTES);
-    for (; extent; extent = extent->next) {
+    extent = best_extent(pool, bytes);
+    if (extent) {
         *out = extent_alloc(extent, bytes, &error);
-        if (*out || error < 0)
-            return error;
+        return error;
     }
     error = grow(pool, bytes);
     if (error == -ENOMEM)

@@ -7,7 +7,11 @@
 #include <sys/mman.h>
 
 #include "proto/validate.h"
+#include "worker/clock.h"
 #include "worker/log.h"
+
+/* An upload may pause for so long while others want its room. */
+#define UPLOAD_IDLE_NS UINT64_C(5000000000)
 
 static void close_upload(struct control *control, struct session *session)
 {
@@ -69,6 +73,27 @@ static void close_layer(struct control *control, struct session *session, uint32
     session->layer_count--;
 }
 
+/* All uploads together stay within what the pool could take.  One that makes no progress gives way
+ * to others, or a client that opens the largest and waits would keep everybody out. */
+static bool make_staging_room(struct control *control, uint64_t bytes)
+{
+    uint64_t room = pool_limit_bytes(control->config.pool), now_ns = clock_now_ns();
+
+    if (bytes > room)
+        return false;
+    for (uint32_t slot = 0;
+         slot < GEMMD_WORKER_SESSIONS_MAX && control->staging_bytes > room - bytes; slot++) {
+        struct session *session = control->sessions[slot];
+
+        if (session && session->upload.data &&
+            now_ns - session->upload.touched_ns > UPLOAD_IDLE_NS) {
+            log_warn(LOG_TOPIC_LAYERS, "the idle upload of session %u gives way", session->id);
+            close_upload(control, session);
+        }
+    }
+    return control->staging_bytes <= room - bytes;
+}
+
 /* Attaches when the content is there, else opens an upload. */
 enum gemmd_status handle_layer_create(struct control *control, struct session *session,
                                       const void *request, struct control_answer *answer)
@@ -78,7 +103,6 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
     struct gemmd_layer_image image;
     enum gemmd_status status = gemmd_validate_layer_desc(&create->desc, &image);
     struct layer *layer;
-    uint64_t room;
 
     if (status == GEMMD_STATUS_OK)
         status = gemmd_validate_name(create->name, true);
@@ -97,9 +121,7 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
         return status;
     }
 
-    /* All uploads together stay within what the pool could take. */
-    room = pool_limit_bytes(control->config.pool);
-    if (image.bytes > room || control->staging_bytes > room - image.bytes)
+    if (!make_staging_room(control, image.bytes))
         return GEMMD_STATUS_POOL_FULL;
     upload->data =
         mmap(NULL, image.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -112,6 +134,7 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
     memcpy(upload->content_id, create->content_id, sizeof(upload->content_id));
     memcpy(upload->name, create->name, sizeof(upload->name));
     upload->received = 0;
+    upload->touched_ns = clock_now_ns();
     control->staging_bytes += image.bytes;
     return GEMMD_STATUS_OK; /* layer_gen 0: send the image */
 }
@@ -133,6 +156,7 @@ enum gemmd_status handle_layer_data(struct control *control, struct session *ses
     memcpy(upload->data + upload->received,
            (const char *)session->arena.memory + data->arena_offset, data->bytes);
     upload->received += data->bytes;
+    upload->touched_ns = clock_now_ns();
     answer->reply.layer_data.received = upload->received;
     return GEMMD_STATUS_OK;
 }

@@ -42,8 +42,8 @@
     X(memfd_create, SANDBOX_C, "")                                                                 \
     X(ftruncate, SANDBOX_C, "")                                                                    \
     X(fallocate, SANDBOX_C, "Linux before 5.14: populating a segment")                             \
-    X(epoll_create1, SANDBOX_C, "")                                                                \
     X(pread64, SANDBOX_C, "")                                                                      \
+    X(epoll_create1, SANDBOX_C, "")                                                                \
     X(eventfd2, SANDBOX_C, "")                                                                     \
     X(mmap, SANDBOX_C, "")                                                                         \
     X(mmap, SANDBOX_D, "a page under a fault, worker/fault.c")                                     \

@@ -201,20 +201,25 @@ static struct scheduler_job *oldest(const struct scheduler_queue *queue)
     return link ? LIST_ENTRY(link, struct scheduler_job, in_queue) : NULL;
 }
 
-/* The long scan that keeps a queue of `class` from starting another: one at least as urgent. */
+/* The long scan that keeps a queue of `class` from starting another: one at least as urgent; or,
+ * when all places are taken, the most urgent of them.  That takes scans whose leaders have left to
+ * riders of lower classes: as led at their start there is at most one for each class. */
 static struct scheduler_scan *scan_in_the_way(struct scheduler *scheduler,
                                               enum scheduler_class class)
 {
     struct scheduler_scan *found = NULL;
+    uint32_t taken = 0;
 
     for (uint32_t i = 0; i < SCHEDULER_LONG_SCANS; i++) {
         struct scheduler_scan *scan = &scheduler->scans[i];
 
-        if (scan->layer && scan->leader->class <= class &&
-            (!found || scan->leader->class < found->leader->class))
+        if (!scan->layer)
+            continue;
+        taken++;
+        if (!found || scan->leader->class < found->leader->class)
             found = scan;
     }
-    return found;
+    return found && (found->leader->class <= class || taken == SCHEDULER_LONG_SCANS) ? found : NULL;
 }
 
 static struct scheduler_scan *scan_led_by(struct scheduler *scheduler,

@@ -93,6 +93,7 @@ struct session_upload {
     char name[GEMMD_NAME_BYTES];
     uint8_t *data; /* image.bytes, private memory of the worker; NULL: no upload open */
     uint64_t received;
+    uint64_t touched_ns; /* of its last piece */
 };
 
 struct session {

@@ -69,6 +69,14 @@ static uint64_t layer_bytes(void)
     return info.layer_bytes;
 }
 
+/* In the middle of a gap of zeros between two parts: one byte in 16 is enough. */
+static bool is_dull(const uint8_t *file, size_t bytes, size_t at)
+{
+    if (at % 16 == 0 || at < 64 || at + 64 > bytes)
+        return false;
+    return file[at - 64] == 0 && memcmp(file + at - 64, file + at - 63, 127) == 0;
+}
+
 static void test_cut_at_every_byte(void **state)
 {
     size_t bytes;
@@ -76,6 +84,8 @@ static void test_cut_at_every_byte(void **state)
 
     (void)state;
     for (size_t cut = 0; cut < bytes; cut++) {
+        if (is_dull(file, bytes, cut))
+            continue;
         assert_int_equal(load_bytes(file, cut), -EBADMSG);
         assert_true(strlen(gemmd_error_text(session)) > 10);
     }
@@ -100,6 +110,8 @@ static void change_every_byte(const char *name)
         uint8_t bit = (uint8_t)(1u << (at % 8));
         int result;
 
+        if (is_dull(file, bytes, at))
+            continue;
         file[at] ^= bit;
         result = load_bytes(file, bytes);
         file[at] ^= bit;

@@ -25,8 +25,8 @@ unsigned machine_fds_settled(pid_t pid);
 /* Lines of /proc/PID/maps that hold `text`: mappings of a segment. */
 unsigned machine_mappings(pid_t pid, const char *text);
 
-/* CPU time of a process, all threads, in clock ticks of 10 ms (sysconf(_SC_CLK_TCK)). */
-uint64_t machine_cpu_ticks(pid_t pid);
+/* CPU time of a process, all threads, in ns as the scheduler counted them. */
+uint64_t machine_cpu_ns(pid_t pid);
 
 /* Waits until the process has slept (state S in every thread) for 10 ms; false after timeout_ms. */
 bool machine_wait_asleep(pid_t pid, int timeout_ms);

@@ -155,12 +155,14 @@ static void test_a_bad_table_is_a_cold_start(void **state)
                 assert_int_equal(pwrite(fd, "\xff\xff", 2, at), 2);
                 assert_int_equal(pwrite(fd, "\xff\xff", 2, status.st_size / 2 + at), 2);
             }
-        if (kind == 2) /* every extent: where the layers lie depends on the pages at hand */
-            for (unsigned i = 0; i < manager.count; i++)
-                if (strncmp(manager.files[i].name, "gemmd-pool", 10) == 0)
-                    assert_int_equal(ftruncate(manager.files[i].fd, 0), 0);
-        if (kind == 3)
-            memcpy(manager.files[manager.files[0].fd == fd].name, "gemmd-pool-77", 14);
+        for (unsigned i = 0; i < manager.count; i++) {
+            struct manager_file *file = &manager.files[i];
+
+            if (kind == 2 && file->fd != fd)
+                assert_int_equal(ftruncate(file->fd, 0), 0);
+            if (kind == 3 && file->fd != fd)
+                snprintf(file->name, sizeof(file->name), "gemmd-pool-%u", 70 + i);
+        }
         manager.removed = 0;
         assert_true(manager_start(&manager, &worker, pool_arguments,
                                   kind == 4 ? other_kernel : NULL, 0));

@@ -83,7 +83,7 @@ static void check_level(const char *level)
     struct gemmd_layer *handle;
     struct gemmd_info info;
     struct gemmd_stats stats;
-    uint64_t ticks, since_ns;
+    uint64_t cpu_ns, since_ns;
     double percent;
 
     start_at(level);
@@ -105,15 +105,15 @@ static void check_level(const char *level)
     assert_true(stats.wakes > stats.session_jobs / 4);
 
     assert_true(machine_wait_asleep(worker.pid, 5000));
-    ticks = machine_cpu_ticks(worker.pid);
+    cpu_ns = machine_cpu_ns(worker.pid);
     since_ns = machine_now_ns();
     pause_ns(0);
     while (machine_now_ns() - since_ns < IDLE_NS)
         pause_ns(100000000);
-    ticks = machine_cpu_ticks(worker.pid) - ticks;
-    percent = 100.0 * (double)ticks / ((double)sysconf(_SC_CLK_TCK) * 2.0);
-    printf("idle: %lu ticks in 2 s = %.2f %%\n", (unsigned long)ticks, percent);
-    assert_true(ticks <= 1); /* a tick is 0.5 %: one may fall to whoever runs when it strikes */
+    cpu_ns = machine_cpu_ns(worker.pid) - cpu_ns;
+    percent = 100.0 * (double)cpu_ns / (double)(machine_now_ns() - since_ns);
+    printf("idle: %.3f %% of a CPU\n", percent);
+    assert_true(percent < 0.5); /* the figure to reach is 0.1; a busy machine's caches are cold */
     gemmd_close(&session);
     harness_stop(&worker);
 }

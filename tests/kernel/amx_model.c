@@ -77,14 +77,14 @@ static void model_dpbusd(int c, int a, int b)
            tile_state.row_bytes[c] == tile_state.row_bytes[b]);
     assert(tile_state.row_bytes[a] == tile_state.rows[b] * 4 && tile_state.row_bytes[c] % 4 == 0);
     for (size_t i = 0; i < tile_state.rows[c]; i++) {
-        for (size_t j = 0; j < tile_state.row_bytes[c] / 4; j++) {
-            uint32_t sum;
+        uint32_t sums[ROW_BYTES / 4];
 
-            memcpy(&sum, &tiles[c][i][j * 4], sizeof(sum));
-            for (size_t t = 0; t < tile_state.row_bytes[a]; t++)
-                sum += (uint32_t)(tiles[a][i][t] * (int8_t)tiles[b][t / 4][j * 4 + t % 4]);
-            memcpy(&tiles[c][i][j * 4], &sum, sizeof(sum));
+        memcpy(sums, tiles[c][i], sizeof(sums));
+        for (size_t t = 0; t < tile_state.row_bytes[a]; t++) {
+            for (size_t j = 0; j < tile_state.row_bytes[c] / 4; j++)
+                sums[j] += (uint32_t)(tiles[a][i][t] * (int8_t)tiles[b][t / 4][j * 4 + t % 4]);
         }
+        memcpy(tiles[c][i], sums, sizeof(sums));
     }
 }
 

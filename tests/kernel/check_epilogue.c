@@ -86,14 +86,17 @@ static float any_float(void)
     return value;
 }
 
-static void arrays_fill(struct arrays *x, bool ties, bool float_acc)
+static void arrays_fill(struct arrays *x, size_t sums, bool ties, bool float_acc)
 {
-    for (size_t i = 0; i < GEMM_MR_MAX * GEMM_NR_MAX; i++) {
-        float f = any_float();
+    for (size_t i = 0; i < sums; i++) {
+        float f;
 
-        x->acc[i] = ties ? (int32_t)random_below(1024) - 512 : hostile_s32();
-        if (float_acc)
+        if (float_acc) {
+            f = any_float();
             memcpy(&x->acc[i], &f, sizeof(f));
+        } else {
+            x->acc[i] = ties ? (int32_t)random_below(1024) - 512 : hostile_s32();
+        }
     }
     for (size_t j = 0; j < COLUMNS; j++) {
         x->offset[j] = ties ? 0 : hostile_s32();
@@ -225,7 +228,7 @@ static void check_random_tile(const struct gemm_kernel *kernel, struct arrays *x
     }
     epilogue.clip_hi = fmaxf(epilogue.clip_lo, hostile_float());
     epilogue.weighted_sums = float_acc ? x->weighted_sums : NULL;
-    arrays_fill(x, ties, float_acc);
+    arrays_fill(x, m * kernel->nr, ties, float_acc);
     if (random_below(3))
         extend(&epilogue, x, m, n, row, column);
     check_step("epilogue m=%zu n=%zu row=%zu column=%zu type=%d activation=%d zero=%d inverse=%a "
@@ -258,7 +261,7 @@ static void check_common_tile(const struct gemm_kernel *kernel, struct arrays *x
         .bias = x->bias,
     };
 
-    arrays_fill(x, ties, false);
+    arrays_fill(x, m * kernel->nr, ties, false);
     check_step("common epilogue m=%zu n=%u column=%zu inverse=%a%s", m, kernel->nr, column,
                (double)epilogue.inverse_c_scale, ties ? " ties" : "");
     check_tile(kernel, &epilogue, x, m, kernel->nr, 0, column);

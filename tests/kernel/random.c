@@ -34,15 +34,25 @@ const char *fill_name(enum fill fill)
 
 static void fill_uniform(uint8_t *to, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i++)
-        to[i] = (uint8_t)random_u64();
+    for (size_t i = 0; i < bytes; i += sizeof(uint64_t)) {
+        uint64_t value = random_u64();
+
+        memcpy(to + i, &value, bytes - i < sizeof(value) ? bytes - i : sizeof(value));
+    }
 }
 
-static uint8_t extreme(void)
+/* One of the extremes for each value of a random byte. */
+static uint8_t extreme(uint8_t byte)
 {
     static const uint8_t values[] = {0, 1, 127, 128, 254, 255};
 
-    return values[random_below(sizeof(values))];
+    return values[byte * sizeof(values) >> 8];
+}
+
+/* Leaves one byte in 16, its upper half as it was. */
+static uint8_t sparse(uint8_t byte, size_t i)
+{
+    return byte % 16 ? 0 : byte | i % 16;
 }
 
 void fill_a(enum fill fill, uint8_t *to, size_t bytes, enum gemm_type a_type)
@@ -62,11 +72,10 @@ void fill_a(enum fill fill, uint8_t *to, size_t bytes, enum gemm_type a_type)
             to[i] = !is_signed ? 255 : i / 2 % 2 ? 128 : 127;
             break;
         case FILL_EXTREMES:
-            to[i] = extreme();
+            to[i] = extreme(to[i]);
             break;
         case FILL_SPARSE:
-            if (random_below(16))
-                to[i] = 0;
+            to[i] = sparse(to[i], i);
             break;
         default:
             break;
@@ -89,11 +98,10 @@ void fill_b(enum fill fill, int8_t *to, size_t bytes)
             to[i] = i / 2 % 2 ? -128 : 127;
             break;
         case FILL_EXTREMES:
-            to[i] = (int8_t)extreme();
+            to[i] = (int8_t)extreme((uint8_t)to[i]);
             break;
         case FILL_SPARSE:
-            if (random_below(16))
-                to[i] = 0;
+            to[i] = (int8_t)sparse((uint8_t)to[i], i);
             break;
         default:
             break;

@@ -97,7 +97,7 @@ static void pin_to_node(int node)
 
 static pid_t start_worker(int node, const char *option, const char *value)
 {
-    char node_text[4], ready_text[8], text[6] = "";
+    char node_text[12], ready_text[12], text[6] = "";
     int ready[2];
     struct pollfd poll_fd;
     pid_t pid;

@@ -169,8 +169,8 @@ static inline uint64_t oracle_layer_desc(const struct gemmd_layer_desc_abi *desc
 /* Bytes of a request by its type; 0: no such type. */
 static inline size_t oracle_request_bytes(uint32_t type)
 {
-    static const uint8_t bytes[] = {0, 64, 16, 160, 40, 16, 80, 24, 16, 24, 24, 16,
-                                    16, 80, 80, 88, 24, 24};
+    static const uint8_t bytes[] = {0, 64, 16, 160, 40, 16, 80, 24, 16, 24, 24, 16, 16,
+                                    80, 80, 88, 24, 24};
 
     return type < sizeof(bytes) ? bytes[type] : 0;
 }

@@ -184,12 +184,69 @@ static void shadow_model(void **state)
     pool_close(&pool);
 }
 
+/*
+ * A day of layers that come and go: 4 KiB to 1 MiB in a pool of 64, log-uniform, always replaced
+ * by others when the pool refuses, oldest first, as the registry does.  At each refusal the room
+ * that is free and cannot be used is stranded.
+ */
+#define DAY_OPERATIONS 100000
+#define DAY_LIMIT      (64 * MIB)
+#define DAY_LAYERS     4096
+
+static void a_day_strands_little(void **state)
+{
+    struct pool *pool = open_pool(DAY_LIMIT, POOL_POLICY_THP, false);
+    static struct shadow layers[DAY_LAYERS]; /* a ring, oldest at `first` */
+    uint64_t used = 0, refusals = 0, stranded = 0, worst = 0, above = 0;
+    uint32_t first = 0, count = 0;
+
+    (void)state;
+    random_state = (uint64_t)getpid() * UINT64_C(0x9e3779b97f4a7c15) + 7;
+    print_message("seed %llu\n", (unsigned long long)random_state);
+    for (int step = 0; step < DAY_OPERATIONS; step++) {
+        uint64_t bytes = (UINT64_C(4) << 10) << (next_random() % 8);
+        void *memory;
+
+        bytes += next_random() % bytes;
+        while (pool_alloc(pool, bytes, &memory) < 0) {
+            uint64_t unused = DAY_LIMIT - used;
+
+            refusals++;
+            stranded += unused;
+            worst = unused > worst ? unused : worst;
+            above += unused > DAY_LIMIT / 10;
+            assert_true(count > 0);
+            pool_free(pool, layers[first].memory);
+            used -= rounded(layers[first].bytes);
+            first = (first + 1) % DAY_LAYERS;
+            count--;
+        }
+        assert_true(count < DAY_LAYERS);
+        layers[(first + count++) % DAY_LAYERS] = (struct shadow){memory, bytes, 0};
+        used += rounded(bytes);
+    }
+    assert_int_equal(report_of(pool).bytes_used, used);
+    print_message("%d operations, %llu refusals; stranded when refused: %.1f %% on average, "
+                  "%.1f %% at worst, above 10 %% in %.2f %% of them\n", DAY_OPERATIONS,
+                  (unsigned long long)refusals,
+                  100.0 * (double)stranded / (double)refusals / (double)DAY_LIMIT,
+                  100.0 * (double)worst / (double)DAY_LIMIT,
+                  100.0 * (double)above / (double)refusals);
+    assert_true(stranded / refusals < DAY_LIMIT / 20);
+    assert_true(above < refusals / 50);
+    for (; count; count--, first = (first + 1) % DAY_LAYERS)
+        pool_free(pool, layers[first].memory);
+    assert_int_equal(report_of(pool).bytes, 0); /* nothing leaked */
+    pool_close(&pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(limit),
         cmocka_unit_test(neighbours_join),
         cmocka_unit_test(shadow_model),
+        cmocka_unit_test(a_day_strands_little),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL) > 0;

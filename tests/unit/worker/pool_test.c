@@ -429,7 +429,8 @@ static void read_only_but_between(void **state)
         assert_int_equal(pool_write_begin(pool, &pool), -EINVAL);
         /* Nor is there anything before or behind the extent. */
         assert_int_not_equal(in_child(write_to, memory - 1), 0);
-        assert_int_not_equal(in_child(write_to, memory + 32 * MIB), 0);
+        if (policies[i] != POOL_POLICY_2M) /* whose extents are shorter when pages are few */
+            assert_int_not_equal(in_child(write_to, memory + 32 * MIB), 0);
         pool_free(pool, memory);
         memory = alloc(pool, 5 * MIB); /* recycled: cleared, and read-only again */
         assert_int_not_equal(in_child(write_to, memory), 0);

@@ -114,8 +114,8 @@ static bool stop_slice(void *argument)
     return executor->config.stop(executor->config.owner);
 }
 
-/* A stop in the middle of a panel: its other rows follow, and are paid for, too.  Returns the panels
- * that are whole. */
+/* A stop in the middle of a panel: its other rows follow, and are paid for, too.  Returns the
+ * panels that are whole. */
 static uint32_t finish_panel(struct executor *executor, struct team_result *result)
 {
     const struct executor_slice *slice = &executor->slice;
@@ -175,13 +175,19 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
     work.chunk_count = executor->slice.chunk_count;
     work.stop = scan->index == SCHEDULER_LONG_SCANS ? never_stop : stop_slice;
     work.share = estimate_ns >= EXECUTOR_TEAM_NS;
-    work.wake = estimate_ns >= EXECUTOR_WAKE_NS;
+    if (start_ns - executor->ended_ns > EXECUTOR_ROW_NS || !work.share)
+        executor->row_ns = 0;
+    executor->row_ns += estimate_ns;
+    work.wake = work.share && executor->row_ns >= EXECUTOR_WAKE_NS;
     team_run(executor->config.team, &work, &result);
+    if (result.shared || work.wake)
+        executor->row_ns = 0;
     panels = finish_panel(executor, &result);
     count_slice(executor, scan, panels, result.compute_ns, result.end_ns - start_ns, result.shared);
     if (executor->config.trace)
         trace_slice(executor->config.trace, executor->slice.layer, start_ns, result.end_ns,
                     scan->rows, panels, scan->member_count, result.shared);
+    executor->ended_ns = result.end_ns;
     scheduler_ran(&executor->scheduler, scan, panels, result.compute_ns);
     return result.end_ns;
 }

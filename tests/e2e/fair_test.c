@@ -93,7 +93,7 @@ static int run_honest(void *argument)
     struct client client;
 
     (void)argument;
-    open_client(&client, 512, 512, 512, 1, 0);
+    open_client(&client, 512, 512, 2048, 1, 0);
     end_ns = now_ns() + RUN_MS * UINT64_C(1000000);
     while (now_ns() < end_ns) {
         while (submit(&client, i, GEMMD_PRIORITY_NORMAL, 0))

@@ -266,6 +266,7 @@ bool executor_step(struct executor *executor)
     if (!executor->scheduler.linked)
         return false;
     now_ns = clock_now_ns();
+    executor->scheduler.narrow = executor_expects_latency(executor, now_ns);
     scan = scheduler_next(&executor->scheduler, now_ns);
     if (scan)
         now_ns = slice_run(executor, scan, now_ns);

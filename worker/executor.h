@@ -24,8 +24,10 @@
 #define EXECUTOR_TEAM_CHUNKS 4
 /* A slice of less is not cut for the team: handing it over would cost a tenth of it. */
 #define EXECUTOR_TEAM_NS UINT64_C(10000)
-/* A slice of less is not worth waking parked threads, who need 30 us to come. */
+/* Less is not worth waking parked threads, who need 30 us to come: of one slice, or of a row of
+ * slices that follow each other within EXECUTOR_ROW_NS. */
 #define EXECUTOR_WAKE_NS UINT64_C(60000)
+#define EXECUTOR_ROW_NS  UINT64_C(20000)
 
 /* The slice in hand: a grid of chunks, columns of panels by blocks of rows, rows innermost so that
  * a panel serves all of them from the cache. */
@@ -56,6 +58,8 @@ struct executor {
     struct executor_slice slice;
     bool has_company;    /* the owner's to say: more than one session is hot */
     uint64_t latency_ns; /* when the last latency job was seen */
+    uint64_t row_ns;     /* of slices in a row that the others could have shared, and did not */
+    uint64_t ended_ns;   /* the last slice */
     struct session_ring **touched; /* sessions to wake, touched_count of them */
     uint32_t touched_count;
     /* Row pointers of each scan's members. */
@@ -81,6 +85,12 @@ bool executor_take(struct executor *executor, struct session_ring *ring);
 
 /* Runs one slice.  False: nothing waits. */
 bool executor_step(struct executor *executor);
+
+/* Was a latency job seen not long ago? */
+static inline bool executor_expects_latency(const struct executor *executor, uint64_t now_ns)
+{
+    return executor->latency_ns && now_ns - executor->latency_ns < EXECUTOR_LATENCY_NS;
+}
 
 /* slice.c: runs what the scheduler chose.  Returns the time at its end. */
 uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns);

@@ -45,6 +45,16 @@ void scheduler_link_queue(struct scheduler *scheduler, struct scheduler_queue *q
     scheduler->linked++;
 }
 
+/* A session that wakes up with a short job need not wait for a slice of others of its class.  Its
+ * credit bounds how often it goes first. */
+static void promote(struct scheduler *scheduler, struct scheduler_queue *queue)
+{
+    if (queue->is_spent)
+        return;
+    list_unlink(&queue->link);
+    list_prepend(&scheduler->ready[queue->class], &queue->link);
+}
+
 void scheduler_unlink_idle_queue(struct scheduler *scheduler, struct scheduler_queue *queue)
 {
     if (!list_is_linked(&queue->link) || queue->leads || !list_is_empty(&queue->jobs))
@@ -152,7 +162,11 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
     flow->session->waiting++;
     flow->layer->waiting++;
     scheduler->waiting++;
+    if (list_is_linked(&queue->link))
+        return;
     scheduler_link_queue(scheduler, queue);
+    if (job->rows <= flow->layer->rows_short)
+        promote(scheduler, queue);
 }
 
 struct scheduler_job *scheduler_take_done(struct scheduler *scheduler)
@@ -274,6 +288,7 @@ int scheduler_init(struct scheduler *scheduler, const struct scheduler_config *c
     scheduler->config = *config;
     scheduler->round = 0;
     scheduler->waiting = scheduler->linked = 0;
+    scheduler->narrow = false;
     list_init(&scheduler->done);
     for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++) {
         list_init(&scheduler->ready[class]);

@@ -153,6 +153,7 @@ struct scheduler {
     uint64_t round;
     uint32_t waiting; /* jobs */
     uint32_t linked;  /* queues */
+    bool narrow;      /* the caller's to say: long scans take few rows, so that a panel is short */
     struct scheduler_scan scans[SCHEDULER_SCANS];
     struct scheduler_user *users; /* sessions_max */
 };

@@ -5,6 +5,8 @@
  */
 #include "worker/executor.h"
 
+#include "worker/clock.h"
+
 static_assert(SCHEDULER_ROWS_MAX <= GEMM_ROWS_MAX, "a scan's rows fit one gemm_run");
 
 /* Row pointers of all members, and the start of those that are new. */
@@ -67,7 +69,7 @@ static uint64_t chunk_ns(const struct executor *executor, uint64_t estimate_ns, 
     uint64_t ns = executor->has_company ? EXECUTOR_CHUNK_NS : EXECUTOR_CHUNK_ALONE_NS;
     uint64_t threads = team_size(executor->config.team);
 
-    if (executor->latency_ns && now_ns - executor->latency_ns < EXECUTOR_LATENCY_NS)
+    if (executor_expects_latency(executor, now_ns))
         ns = EXECUTOR_CHUNK_LATENCY_NS;
     if (threads > 1 && estimate_ns >= EXECUTOR_TEAM_NS &&
         ns > estimate_ns / (threads * EXECUTOR_TEAM_CHUNKS))
@@ -112,14 +114,21 @@ static bool stop_slice(void *argument)
     return executor->config.stop(executor->config.owner);
 }
 
-/* A stop in the middle of a panel: its other rows follow.  Returns the panels that are whole. */
-static uint32_t finish_panel(struct executor *executor, uint32_t chunks)
+/* A stop in the middle of a panel: its other rows follow, and are paid for, too.  Returns the
+ * panels that are whole. */
+static uint32_t finish_panel(struct executor *executor, struct team_result *result)
 {
     const struct executor_slice *slice = &executor->slice;
-    uint32_t panels;
+    uint32_t chunks = result->chunks, panels;
 
     while (chunks % slice->row_blocks)
         run_chunk(executor, chunks++);
+    if (chunks != result->chunks) {
+        uint64_t end_ns = clock_now_ns();
+
+        result->compute_ns += end_ns - result->end_ns;
+        result->end_ns = end_ns;
+    }
     panels = chunks / slice->row_blocks * slice->panel_step;
     return panels < slice->panels ? panels : slice->panels;
 }
@@ -166,13 +175,19 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
     work.chunk_count = executor->slice.chunk_count;
     work.stop = scan->index == SCHEDULER_LONG_SCANS ? never_stop : stop_slice;
     work.share = estimate_ns >= EXECUTOR_TEAM_NS;
-    work.wake = estimate_ns >= EXECUTOR_WAKE_NS;
+    if (start_ns - executor->ended_ns > EXECUTOR_ROW_NS || !work.share)
+        executor->row_ns = 0;
+    executor->row_ns += estimate_ns;
+    work.wake = work.share && executor->row_ns >= EXECUTOR_WAKE_NS;
     team_run(executor->config.team, &work, &result);
-    panels = finish_panel(executor, result.chunks);
+    if (result.shared || work.wake)
+        executor->row_ns = 0;
+    panels = finish_panel(executor, &result);
     count_slice(executor, scan, panels, result.compute_ns, result.end_ns - start_ns, result.shared);
     if (executor->config.trace)
         trace_slice(executor->config.trace, executor->slice.layer, start_ns, result.end_ns,
                     scan->rows, panels, scan->member_count, result.shared);
+    executor->ended_ns = result.end_ns;
     scheduler_ran(&executor->scheduler, scan, panels, result.compute_ns);
     return result.end_ns;
 }

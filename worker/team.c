@@ -93,6 +93,10 @@ static bool work_once(struct member *member)
     gemmd_counter_add(&member->core->spin_ns, start_ns - member->since_ns);
     gemmd_counter_add(&member->core->busy_ns, end_ns - start_ns);
     member->since_ns = end_ns;
+    /* Work comes: the next pause is worth a longer spin. */
+    if (member->spin_ns < team->config.spin_ns)
+        member->spin_ns = member->spin_ns * 2 < team->config.spin_ns ? member->spin_ns * 2
+                                                                     : team->config.spin_ns;
     atomic_fetch_add_explicit(&team->busy_ns, end_ns - start_ns, memory_order_relaxed);
     atomic_fetch_add_explicit(&team->done, 1, memory_order_release); /* pairs with close */
     return true;

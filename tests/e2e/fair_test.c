@@ -93,7 +93,7 @@ static int run_honest(void *argument)
     struct client client;
 
     (void)argument;
-    open_client(&client, 512, 512, 512, 1, 0);
+    open_client(&client, 512, 512, 2048, 1, 0);
     end_ns = now_ns() + RUN_MS * UINT64_C(1000000);
     while (now_ns() < end_ns) {
         while (submit(&client, i, GEMMD_PRIORITY_NORMAL, 0))
@@ -323,7 +323,7 @@ static void test_latency_beside_flood(void **state)
     (void)state;
     if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
         harness_skip("one CPU: the client's own time slices would be measured");
-    open_client(&client, 512, 512, 1, 3, -1);
+    open_client(&client, 128, 128, 1, 3, -1);
     measure(&client, alone);
     hostile = harness_fork(run_flood, NULL);
     while (!is_flooding(client.session, hostile))

@@ -32,6 +32,7 @@ static uint64_t run_chaos(uint64_t seed)
     world.noisy = world_random(&world, 2);
     world.checking = true;
     world.scheduler.config.alone = world_random(&world, 8) == 0;
+    world.scheduler.narrow = world_random(&world, 4) == 0;
     sessions = 1 + (uint32_t)world_random(&world, WORLD_SESSIONS);
     for (uint32_t i = 0; i < sessions; i++)
         add_any_session(i);

@@ -221,6 +221,7 @@ void layer_case_fini(struct layer_case *layer)
     free(layer->bias);
     free(layer->multipliers);
     free(layer->zero_points);
+    free(layer->source);
     memset(layer, 0, sizeof(*layer));
 }
 

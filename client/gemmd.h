@@ -45,11 +45,25 @@ enum gemmd_type {
     GEMMD_TYPE_S8 = 2,
     GEMMD_TYPE_S32 = 3,
     GEMMD_TYPE_F32 = 4,
+    GEMMD_TYPE_BF16 = 5, /* the upper half of an f32 */
+    GEMMD_TYPE_S4 = 6,   /* weights only */
 };
 
 enum gemmd_activation {
     GEMMD_ACTIVATION_NONE = 0,
     GEMMD_ACTIVATION_RELU = 1,
+    GEMMD_ACTIVATION_CLIP = 2,      /* min(max(x, clip_lo), clip_hi) */
+    GEMMD_ACTIVATION_GELU_TANH = 3, /* x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) */
+    GEMMD_ACTIVATION_GELU_ERF = 4,  /* x / 2 (1 + erf(x / sqrt(2))) */
+    GEMMD_ACTIVATION_SILU = 5,      /* x / (1 + exp(-x)) */
+};
+
+/* How the worker makes u8 rows of f32 and bf16 ones, each row by itself: from the range of its
+ * finite values and 0, asymmetric in 255 steps with a zero point, or symmetric in 127 steps to
+ * either side of 0.  NaN counts as 0; infinities become the ends of the range. */
+enum gemmd_quantize_mode {
+    GEMMD_QUANTIZE_ASYMMETRIC = 0,
+    GEMMD_QUANTIZE_SYMMETRIC = 1,
 };
 
 /* "0.1.0".  Static storage. */
@@ -122,25 +136,49 @@ GEMMD_API const char *gemmd_error_text(const struct gemmd *session);
 
 /*
  * A layer: C [m x n] = activation(real(A [m x k]) * real(B [n x k])^T + bias), quantised, where
- *   real(a) = a_scale * (a - a_zero_point), real(b of channel j) = b_scales[j] * b, and
- *   an s8/u8 output is round-half-even(c / c_scale) + c_zero_point, saturated.
- * An s32 output is the exact sum of (a - a_zero_point) * b, plus an s32 bias; scales are not used.
+ *   real(a) = a_scale * (a - a_zero_point) of u8 and s8 rows; f32 and bf16 rows are real already,
+ *     and are quantised by the worker (enum gemmd_quantize_mode): give a_scale 1, a_zero_point 0;
+ *   real(b of channel j) = b_scales[j] * (b - b_zero_points[j]) of s8 weights, and of s4 ones
+ *     b_scales[j] * multipliers[j][t / group] * b, t being the place along k;
+ *   an s8/u8 output is round-half-even(c / c_scale) + c_zero_point, saturated; a bf16 output is
+ *   rounded to nearest even.
+ * An s32 output is the exact sum of (a - a_zero_point) * (b - b_zero_point), plus an s32 bias;
+ * scales are not used.
+ *
+ *   A           B     C                      bias
+ *   u8, s8      s8    u8, s8, s32, f32, bf16 none, s32, f32 (s32 output: not f32)
+ *   f32, bf16   s8    u8, s8, f32, bf16      none, f32
+ *   u8          s4    u8, s8, f32, bf16      none, f32
+ *   f32, bf16   s4    u8, s8, f32, bf16      none, f32
+ *
+ * Every instruction-set level gives the same bits, alone or beside other jobs.
  */
 struct gemmd_layer_desc {
     size_t size;               /* set by gemmd_layer_desc_init */
-    uint32_t n, k;             /* 1..2^20 output channels; depth 1..65536 */
-    enum gemmd_type a_type;    /* U8 or S8; default U8 */
-    enum gemmd_type c_type;    /* U8, S8, S32 or F32; default F32 */
-    const int8_t *weights;     /* [n][k], row-major; read during gemmd_layer_create only */
+    uint32_t n, k;             /* 1..2^20 output channels; depth 1..65536, with b_zero_points
+                                  1..33025 */
+    enum gemmd_type a_type;    /* U8, S8, F32 or BF16; default U8 */
+    enum gemmd_type b_type;    /* S8 (default) or S4 */
+    enum gemmd_type c_type;    /* U8, S8, S32, F32 or BF16; default F32 */
+    const void *weights;       /* S8: int8_t [n][k]; S4: bytes [n][(k + 1) / 2], two's complement,
+                                  the lower k in the low half; read, as all arrays here, during
+                                  gemmd_layer_create only */
+    uint32_t group;            /* S4: 32, 64 or 128 weights along k have one multiplier; S8: 0
+                                  (default) */
+    const uint16_t *multipliers; /* S4: [n][(k + group - 1) / group]; S8: NULL (default) */
+    const int8_t *b_zero_points; /* S8: [n], or NULL (default): all 0; S4: NULL */
     const float *b_scales;     /* [scale_count], finite; NULL (default): 1.0 */
     uint32_t scale_count;      /* 1 (default): one for all channels; or n */
-    float a_scale, c_scale;    /* finite, > 0; default 1.0 */
-    int32_t a_zero_point;      /* within a_type; default 0 */
+    float a_scale, c_scale;    /* finite, > 0; default 1.0; a_scale of F32 and BF16 is 1.0 */
+    int32_t a_zero_point;      /* within a_type; 0 unless U8 or S8; default 0 */
+    enum gemmd_quantize_mode quantize_mode; /* of F32 and BF16 rows; default, and with others:
+                                  ASYMMETRIC */
     int32_t c_zero_point;      /* within c_type; 0 unless U8 or S8; default 0 */
     enum gemmd_type bias_type; /* NONE (default); S32: in accumulator units, a_scale * b_scale;
                                   F32: in real units */
     const void *bias;          /* [n] of bias_type */
-    enum gemmd_activation activation; /* NONE (default) or RELU; NONE with an s32 output */
+    enum gemmd_activation activation; /* default NONE; NONE with an s32 output */
+    float clip_lo, clip_hi;    /* of CLIP: finite, lo <= hi; else 0 (default) */
     const char *name;          /* others open the layer by it; NULL (default): none; 1..63 of
                                   [A-Za-z0-9._/-] */
     uint64_t reserved[8];      /* 0 */
@@ -153,7 +191,8 @@ GEMMD_API void gemmd_layer_desc_init(struct gemmd_layer_desc *desc);
  * weights then cost no memory and, for the same user, no upload.  Blocks.  The caller keeps desc
  * and its arrays; *out belongs to the session until gemmd_layer_close.  The upload uses free arena
  * memory as a window, so at least 64 KiB of the arena must be free (-ENOBUFS). 0 created, 1
- * attached -EINVAL (the text names the field), -EEXIST (name taken), -ENOSPC (pool or table full),
+ * attached -EINVAL (the text names the field; also for a zero point of A that takes the bias of s4
+ * weights beyond a float), -EEXIST (name taken), -ENOSPC (pool or table full),
  * -ENOMEM, -ENOBUFS, -EFBIG, -ETIMEDOUT, -ECONNRESET (worker gone), -ESHUTDOWN (worker draining) */
 GEMMD_API int gemmd_layer_create(struct gemmd *session, const struct gemmd_layer_desc *desc,
                                  struct gemmd_layer **out);
@@ -171,6 +210,7 @@ GEMMD_API int gemmd_layer_close(struct gemmd *session, struct gemmd_layer **laye
 GEMMD_API uint32_t gemmd_layer_n(const struct gemmd_layer *layer);
 GEMMD_API uint32_t gemmd_layer_k(const struct gemmd_layer *layer);
 GEMMD_API enum gemmd_type gemmd_layer_a_type(const struct gemmd_layer *layer);
+GEMMD_API enum gemmd_type gemmd_layer_b_type(const struct gemmd_layer *layer);
 GEMMD_API enum gemmd_type gemmd_layer_c_type(const struct gemmd_layer *layer);
 /* Worker memory the gemmd_layer_create or gemmd_layer_open of this handle added: 0 when attached.
  */
@@ -205,7 +245,7 @@ enum gemmd_priority {
 struct gemmd_job {
     struct gemmd_layer *layer;
     uint32_t m;              /* rows, 0..2^20; 0 completes at once */
-    const void *a;           /* k elements of a_type per row */
+    const void *a;           /* k elements of a_type per row, any alignment */
     void *c;                 /* n elements of c_type per row, aligned to the element */
     uint32_t a_stride_bytes; /* from row to row; <= 2^24 */
     uint32_t c_stride_bytes;
@@ -322,7 +362,7 @@ struct gemmd_layer_info {
     uint32_t references; /* sessions that have it open */
     uint64_t jobs, rows;
     char kernel[64];
-    enum gemmd_type bias_type;
+    enum gemmd_type bias_type, b_type;
     uint32_t uid;        /* whose quota it counts against */
     int pinned;          /* 1: never evicted */
     int unloaded;        /* 1: goes with its last handle */

@@ -88,6 +88,7 @@ int gemmd_get_layer_info(struct gemmd *session, uint32_t index, struct gemmd_lay
         .jobs = reply.jobs,
         .rows = reply.rows,
         .bias_type = (enum gemmd_type)reply.desc.bias_type,
+        .b_type = (enum gemmd_type)reply.desc.b_type,
         .uid = reply.uid,
         .pinned = (reply.flags & GEMMD_LAYER_PINNED) != 0,
         .unloaded = (reply.flags & GEMMD_LAYER_UNLOADED) != 0,

@@ -1,7 +1,6 @@
 /*
  * Layers: descriptor to image to content id; attached to, or uploaded piece by piece through free
- * arena memory.  The weights are read in place; only scales and bias are copied, to check and to
- * pad them.
+ * arena memory.  The weights are read in place; the rest is copied, to check and to pad it.
  */
 #include "client/internal.h"
 
@@ -19,11 +18,11 @@
 #define WINDOW_BYTES_MAX (UINT64_C(4) << 20)
 #define WINDOW_BYTES_MIN (UINT64_C(64) << 10)
 
-/* A layer's image (proto/control.h) without its copy: weights, zeros, then scales and bias. */
+/* A layer's image (proto/control.h) without its copy: weights, zeros, then all other parts. */
 struct image {
     struct gemmd_layer_image layout;
-    const int8_t *weights;
-    uint8_t *tail; /* from layout.scales_offset to the end */
+    const void *weights;
+    uint8_t *tail; /* from layout.multipliers_offset to the end */
 };
 
 static const uint8_t zeros[64];
@@ -34,6 +33,7 @@ void gemmd_layer_desc_init(struct gemmd_layer_desc *desc)
 {
     *desc = (struct gemmd_layer_desc){.size = sizeof(*desc),
                                       .a_type = GEMMD_TYPE_U8,
+                                      .b_type = GEMMD_TYPE_S8,
                                       .c_type = GEMMD_TYPE_F32,
                                       .scale_count = 1,
                                       .a_scale = 1.0f,
@@ -75,12 +75,21 @@ static int convert_desc(struct gemmd *session, const struct gemmd_layer_desc *de
         .c_zero_point = desc->c_zero_point,
         .a_scale = desc->a_scale,
         .c_scale = desc->c_scale,
+        .b_type = to_byte(desc->b_type),
+        .quantize_mode = to_byte(desc->quantize_mode),
+        .b_zero_points = desc->b_zero_points != NULL,
+        .group = desc->group,
+        .clip_lo = desc->clip_lo,
+        .clip_hi = desc->clip_hi,
     };
     status = gemmd_validate_layer_desc(out, layout);
     if (status != GEMMD_STATUS_OK)
         return fail_status(session, status);
     if (!desc->weights)
         return gemmd_fail(session, -EINVAL, "weights: NULL");
+    if ((desc->b_type == GEMMD_TYPE_S4) != (desc->multipliers != NULL))
+        return gemmd_fail(session, -EINVAL, "multipliers: %s",
+                          desc->multipliers ? "only s4 weights have them" : "NULL");
     if (desc->bias_type != GEMMD_TYPE_NONE && !desc->bias)
         return gemmd_fail(session, -EINVAL, "bias: NULL, but bias_type is not NONE");
     return 0;
@@ -102,14 +111,19 @@ static int convert_name(struct gemmd *session, const char *name, bool may_be_emp
 
 /* ---- image ----------------------------------------------------------------------------------- */
 
-/* Copies scales and bias to where they lie in the image, and checks their values. */
+/* Copies all but the weights to where it lies in the image, and checks the values. */
 static int build_tail(struct gemmd *session, const struct gemmd_layer_desc *desc,
                       const struct gemmd_layer_desc_abi *abi, struct image *image)
 {
-    uint64_t start = image->layout.scales_offset;
+    uint64_t start = image->layout.multipliers_offset;
     /* The same layout without the weights. */
-    struct gemmd_layer_image tail = {.bias_offset = image->layout.bias_offset - start,
-                                     .bytes = image->layout.bytes - start};
+    struct gemmd_layer_image tail = {
+        .multipliers_bytes = image->layout.multipliers_bytes,
+        .scales_offset = image->layout.scales_offset - start,
+        .bias_offset = image->layout.bias_offset - start,
+        .zero_points_offset = image->layout.zero_points_offset - start,
+        .bytes = image->layout.bytes - start,
+    };
     enum gemmd_status status;
     float *scales;
 
@@ -117,11 +131,15 @@ static int build_tail(struct gemmd *session, const struct gemmd_layer_desc *desc
     if (!image->tail)
         return gemmd_fail(session, -ENOMEM, "no memory for the scales");
     memset(image->tail, 0, tail.bytes);
-    scales = (float *)(void *)image->tail;
+    if (tail.multipliers_bytes)
+        memcpy(image->tail, desc->multipliers, tail.multipliers_bytes);
+    scales = (float *)(void *)(image->tail + tail.scales_offset);
     for (uint32_t i = 0; i < abi->scale_count; i++)
         scales[i] = desc->b_scales ? desc->b_scales[i] : 1.0f;
     if (abi->bias_type != GEMMD_ABI_TYPE_NONE)
         memcpy(image->tail + tail.bias_offset, desc->bias, (size_t)abi->n * 4);
+    if (abi->b_zero_points)
+        memcpy(image->tail + tail.zero_points_offset, desc->b_zero_points, abi->n);
     status = gemmd_validate_layer_values(abi, &tail, image->tail);
     return status == GEMMD_STATUS_OK ? 0 : fail_status(session, status);
 }
@@ -136,8 +154,8 @@ static void hash_image(const struct gemmd_layer_desc_abi *abi, const struct imag
     XXH3_128bits_reset(&state);
     XXH3_128bits_update(&state, abi, sizeof(*abi));
     XXH3_128bits_update(&state, image->weights, layout->weights_bytes);
-    XXH3_128bits_update(&state, zeros, layout->scales_offset - layout->weights_bytes);
-    XXH3_128bits_update(&state, image->tail, layout->bytes - layout->scales_offset);
+    XXH3_128bits_update(&state, zeros, layout->multipliers_offset - layout->weights_bytes);
+    XXH3_128bits_update(&state, image->tail, layout->bytes - layout->multipliers_offset);
     hash = XXH3_128bits_digest(&state);
     content_id[0] = hash.low64;
     content_id[1] = hash.high64;
@@ -160,9 +178,9 @@ static void copy_image(const struct image *image, uint8_t *out, uint64_t offset,
 
     copy_part(out, offset, bytes, image->weights, 0, layout->weights_bytes);
     copy_part(out, offset, bytes, zeros, layout->weights_bytes,
-              layout->scales_offset - layout->weights_bytes);
-    copy_part(out, offset, bytes, image->tail, layout->scales_offset,
-              layout->bytes - layout->scales_offset);
+              layout->multipliers_offset - layout->weights_bytes);
+    copy_part(out, offset, bytes, image->tail, layout->multipliers_offset,
+              layout->bytes - layout->multipliers_offset);
 }
 
 /* ---- upload ---------------------------------------------------------------------------------- */
@@ -374,7 +392,7 @@ int gemmd_layer_reopen(struct gemmd *session, struct gemmd_layer *layer)
 {
     struct gemmd_msg_layer_create message = {.header.type = GEMMD_MSG_LAYER_CREATE,
                                              .desc = layer->desc};
-    struct image image = {.weights = (const int8_t *)layer->image};
+    struct image image = {.weights = layer->image};
     struct gemmd_msg_layer_reply reply;
     int error = reopen_by_name(session, layer, &reply);
 
@@ -386,7 +404,7 @@ int gemmd_layer_reopen(struct gemmd *session, struct gemmd_layer *layer)
             error = -ENOENT;
         if (error == 0 && reply.layer_gen == 0) {
             gemmd_validate_layer_desc(&layer->desc, &image.layout); /* as it was made from */
-            image.tail = layer->image + image.layout.scales_offset;
+            image.tail = layer->image + image.layout.multipliers_offset;
             error = upload(session, &image, &reply);
         }
     }
@@ -414,6 +432,11 @@ uint32_t gemmd_layer_k(const struct gemmd_layer *layer)
 enum gemmd_type gemmd_layer_a_type(const struct gemmd_layer *layer)
 {
     return (enum gemmd_type)layer->desc.a_type;
+}
+
+enum gemmd_type gemmd_layer_b_type(const struct gemmd_layer *layer)
+{
+    return (enum gemmd_type)layer->desc.b_type;
 }
 
 enum gemmd_type gemmd_layer_c_type(const struct gemmd_layer *layer)

@@ -32,12 +32,27 @@ enum gemmd_abi_type {
     GEMMD_ABI_TYPE_S8 = 2,
     GEMMD_ABI_TYPE_S32 = 3,
     GEMMD_ABI_TYPE_F32 = 4,
+    GEMMD_ABI_TYPE_BF16 = 5,
+    GEMMD_ABI_TYPE_S4 = 6, /* weights only: two in a byte */
 };
 
 enum gemmd_abi_activation {
     GEMMD_ABI_ACTIVATION_NONE = 0,
     GEMMD_ABI_ACTIVATION_RELU = 1,
+    GEMMD_ABI_ACTIVATION_CLIP = 2,
+    GEMMD_ABI_ACTIVATION_GELU_TANH = 3,
+    GEMMD_ABI_ACTIVATION_GELU_ERF = 4,
+    GEMMD_ABI_ACTIVATION_SILU = 5,
 };
+
+/* How f32 and bf16 rows of A become u8, each row by itself. */
+enum gemmd_abi_quantize_mode {
+    GEMMD_ABI_QUANTIZE_ASYMMETRIC = 0,
+    GEMMD_ABI_QUANTIZE_SYMMETRIC = 1,
+};
+
+/* Set in gemmd_cqe.kernel_id for s4 weights, whose kernels are numbered apart. */
+#define GEMMD_KERNEL_ID_S4 0x100
 
 enum gemmd_op {
     GEMMD_OP_GEMM = 1, /* one layer applied to m rows; m = 0 completes at once, memory untouched */
@@ -82,7 +97,8 @@ struct gemmd_cqe {
     int32_t status;     /*  8: enum gemmd_status */
     uint32_t queue_ns;  /* 12: from the worker's first sight of the job to its start; saturates */
     uint32_t exec_ns;   /* 16: start to end; saturates */
-    uint16_t kernel_id; /* 20: struct gemm_kernel.id that computed C; 0 when none ran */
+    uint16_t kernel_id; /* 20: what computed C: struct gemm_kernel.id, or
+                           GEMMD_KERNEL_ID_S4 + struct int4_kernel.id; 0 when none ran */
     uint16_t flags;     /* 22: 0 */
     uint32_t reserved;  /* 24: 0 */
     uint32_t seq;       /* 28: index + 1 */

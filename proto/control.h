@@ -95,21 +95,33 @@ struct gemmd_msg_mapped_reply {
 struct gemmd_layer_desc_abi {
     uint32_t n;            /*  0: output channels, columns of C */
     uint32_t k;            /*  4: depth, columns of A */
-    uint8_t a_type;        /*  8: U8 or S8 */
-    uint8_t c_type;        /*  9: U8, S8, S32 or F32 */
+    uint8_t a_type;        /*  8: U8, S8, F32 or BF16 */
+    uint8_t c_type;        /*  9: U8, S8, S32, F32 or BF16 */
     uint8_t bias_type;     /* 10: NONE, S32 or F32 */
     uint8_t activation;    /* 11: enum gemmd_abi_activation */
     uint32_t scale_count;  /* 12: 1 (per tensor) or n (per channel) */
     int32_t a_zero_point;  /* 16 */
     int32_t c_zero_point;  /* 20 */
-    float a_scale;         /* 24 */
+    float a_scale;         /* 24: 1 for F32 and BF16, whose rows have scales of their own */
     float c_scale;         /* 28 */
-    uint32_t reserved[8];  /* 32: 0 */
+    uint8_t b_type;        /* 32: S8 or S4 */
+    uint8_t quantize_mode; /* 33: of F32 and BF16 rows: enum gemmd_abi_quantize_mode; else 0 */
+    uint8_t b_zero_points; /* 34: 1: the image has one for each channel (S8); else 0 */
+    uint8_t reserved0;     /* 35: 0 */
+    uint32_t group;        /* 36: weights that share a multiplier (S4: 32, 64, 128); else 0 */
+    float clip_lo;         /* 40: of CLIP; else 0 */
+    float clip_hi;         /* 44 */
+    uint32_t reserved[4];  /* 48: 0 */
 };
 
 /*
- * The raw bytes of a layer ("image"), as uploaded and hashed: s8 weights [n][k], f32 scales
- * [scale_count], bias [n] if any, each part starting on a multiple of 64, gaps zero.
+ * The raw bytes of a layer ("image"), as uploaded and hashed; each part starts on a multiple of 64,
+ * gaps are zero:
+ *     weights       s8 [n][k]; s4 [n][ceil(k / 2)], the lower k in the low half of a byte
+ *     multipliers   s4 only: u16 [n][ceil(k / group)]
+ *     scales        f32 [scale_count]
+ *     bias          [n], unless its type is NONE
+ *     zero points   s8 [n], with b_zero_points
  * content_id = XXH3-128 of the desc followed by the image, low half first.
  */
 struct gemmd_msg_layer_create {
@@ -402,7 +414,12 @@ GEMMD_AT(gemmd_layer_desc_abi, a_type, 8);
 GEMMD_AT(gemmd_layer_desc_abi, scale_count, 12);
 GEMMD_AT(gemmd_layer_desc_abi, a_zero_point, 16);
 GEMMD_AT(gemmd_layer_desc_abi, a_scale, 24);
-GEMMD_AT(gemmd_layer_desc_abi, reserved, 32);
+GEMMD_AT(gemmd_layer_desc_abi, b_type, 32);
+GEMMD_AT(gemmd_layer_desc_abi, quantize_mode, 33);
+GEMMD_AT(gemmd_layer_desc_abi, b_zero_points, 34);
+GEMMD_AT(gemmd_layer_desc_abi, group, 36);
+GEMMD_AT(gemmd_layer_desc_abi, clip_lo, 40);
+GEMMD_AT(gemmd_layer_desc_abi, reserved, 48);
 GEMMD_AT(gemmd_msg_layer_create, desc, 16);
 GEMMD_AT(gemmd_msg_layer_create, content_id, 80);
 GEMMD_AT(gemmd_msg_layer_create, name, 96);

@@ -14,6 +14,8 @@
 #define GEMMD_N_MAX (UINT32_C(1) << 20)
 /* Depth of a layer.  255 * 128 * 2^16 < 2^31: an exact s32 sum of u8 x s8 products cannot wrap. */
 #define GEMMD_K_MAX (UINT32_C(1) << 16)
+/* With zero points of the weights both factors span 0..255: 255 * 255 * 33025 < 2^31. */
+#define GEMMD_K_MAX_B_ZERO_POINTS UINT32_C(33025)
 /* Bytes between rows of A or C: the widest row (N_MAX f32) with room for padding. */
 #define GEMMD_STRIDE_MAX (UINT32_C(1) << 24)
 
@@ -50,6 +52,7 @@
 #define GEMMD_HELLO_FD_COUNT 4
 
 static_assert((uint64_t)255 * 128 * GEMMD_K_MAX < (UINT64_C(1) << 31), "s32 accumulators wrap");
+static_assert((uint64_t)255 * 255 * GEMMD_K_MAX_B_ZERO_POINTS < (UINT64_C(1) << 31), "they wrap");
 static_assert((uint64_t)GEMMD_N_MAX * 4 <= GEMMD_STRIDE_MAX, "the widest f32 row has no stride");
 static_assert((uint64_t)GEMMD_M_MAX * GEMMD_STRIDE_MAX < (UINT64_C(1) << 52), "row offsets wrap");
 static_assert((GEMMD_RING_ENTRIES_MAX & (GEMMD_RING_ENTRIES_MAX - 1)) == 0, "power of two");

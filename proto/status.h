@@ -33,15 +33,15 @@
     X(RING_ENTRIES, 33, EINVAL, "ring_entries: not a power of two within the limits")              \
     X(ARENA_BYTES, 34, EINVAL, "arena_bytes: outside the limits")                                  \
     X(N, 35, EINVAL, "n: 0 or above the limit")                                                    \
-    X(K, 36, EINVAL, "k: 0 or above the limit")                                                    \
-    X(A_TYPE, 37, EINVAL, "a_type: not u8 or s8")                                                  \
-    X(C_TYPE, 38, EINVAL, "c_type: not u8, s8, s32 or f32")                                        \
-    X(BIAS_TYPE, 39, EINVAL, "bias_type: not none, s32 or f32")                                    \
+    X(K, 36, EINVAL, "k: 0 or above the limit (33025 with zero points of B)")                      \
+    X(A_TYPE, 37, EINVAL, "a_type: not u8, s8, f32 or bf16")                                       \
+    X(C_TYPE, 38, EINVAL, "c_type: unknown, or s32 with float rows or s4 weights")                 \
+    X(BIAS_TYPE, 39, EINVAL, "bias_type: unknown, or not possible with these types")               \
     X(ACTIVATION, 40, EINVAL, "activation: unknown, or not possible for an s32 output")            \
     X(SCALE_COUNT, 41, EINVAL, "scale_count: neither 1 nor n")                                     \
     X(A_ZERO_POINT, 42, EINVAL, "a_zero_point: outside the range of a_type")                       \
     X(C_ZERO_POINT, 43, EINVAL, "c_zero_point: outside the range of c_type")                       \
-    X(A_SCALE, 44, EINVAL, "a_scale: not finite and positive")                                     \
+    X(A_SCALE, 44, EINVAL, "a_scale: not finite and positive, or not 1 for float rows")            \
     X(C_SCALE, 45, EINVAL, "c_scale: not finite and positive, or its inverse is not finite")       \
     X(B_SCALE, 46, EINVAL, "b_scale: a value is not finite, or its product with a_scale is not")   \
     X(BIAS, 47, EINVAL, "bias: a value is not finite")                                             \
@@ -66,6 +66,11 @@
     X(LAYER_FILE, 72, EBADMSG, "file: not a valid packed layer file")                              \
     X(BUSY, 73, EBUSY, "worker: another load or take-over is going on")                            \
     X(CHANGED, 74, EAGAIN, "worker: its layers changed meanwhile; look again")                     \
+    X(B_TYPE, 75, EINVAL, "b_type: not s8 or s4, or s4 with s8 rows")                              \
+    X(QUANTIZE_MODE, 76, EINVAL, "quantize_mode: unknown, or set without float rows")              \
+    X(B_ZERO_POINTS, 77, EINVAL, "b_zero_points: not 0 or 1, or with s4 weights")                  \
+    X(GROUP, 78, EINVAL, "group: not 32, 64 or 128 with s4 weights, not 0 with s8")                \
+    X(CLIP, 79, EINVAL, "clip: not finite with clip_lo <= clip_hi, or set without clip")           \
     /* protocol violations: the worker ends the session */                                         \
     X(MESSAGE_SHORT, 96, EBADMSG, "message: shorter than its type demands")                        \
     X(MESSAGE_LONG, 97, EBADMSG, "message: longer than its type allows")                           \

@@ -82,6 +82,8 @@ uint32_t gemmd_abi_type_bytes(uint8_t type)
     case GEMMD_ABI_TYPE_S32:
     case GEMMD_ABI_TYPE_F32:
         return 4;
+    case GEMMD_ABI_TYPE_BF16:
+        return 2;
     default:
         return 0;
     }
@@ -105,62 +107,123 @@ static bool is_scale(float scale)
     return isfinite(scale) && scale > 0.0f;
 }
 
+bool gemmd_abi_is_float(uint8_t type)
+{
+    return type == GEMMD_ABI_TYPE_F32 || type == GEMMD_ABI_TYPE_BF16;
+}
+
+static bool is_narrow(uint8_t type)
+{
+    return type == GEMMD_ABI_TYPE_U8 || type == GEMMD_ABI_TYPE_S8;
+}
+
 static enum gemmd_status validate_layer_types(const struct gemmd_layer_desc_abi *desc)
 {
-    if (desc->a_type != GEMMD_ABI_TYPE_U8 && desc->a_type != GEMMD_ABI_TYPE_S8)
+    bool float_rows = gemmd_abi_is_float(desc->a_type), s4 = desc->b_type == GEMMD_ABI_TYPE_S4;
+    bool s32_output = desc->c_type == GEMMD_ABI_TYPE_S32;
+
+    if (!is_narrow(desc->a_type) && !float_rows)
         return GEMMD_STATUS_A_TYPE;
-    if (gemmd_abi_type_bytes(desc->c_type) == 0)
+    if ((!s4 && desc->b_type != GEMMD_ABI_TYPE_S8) || (s4 && desc->a_type == GEMMD_ABI_TYPE_S8))
+        return GEMMD_STATUS_B_TYPE;
+    /* An s32 output is the accumulator itself: no float step, so no float rows, no multipliers, no
+     * float bias and no activation. */
+    if (gemmd_abi_type_bytes(desc->c_type) == 0 || (s32_output && (float_rows || s4)))
         return GEMMD_STATUS_C_TYPE;
-    if (desc->bias_type != GEMMD_ABI_TYPE_NONE && desc->bias_type != GEMMD_ABI_TYPE_S32 &&
-        desc->bias_type != GEMMD_ABI_TYPE_F32)
-        return GEMMD_STATUS_BIAS_TYPE;
-    /* An s32 output is the accumulator itself: no float step, so no float bias and no activation.
+    /* An s32 bias counts in units of the accumulator: float rows and s4 weights have no fixed one.
      */
-    if (desc->bias_type == GEMMD_ABI_TYPE_F32 && desc->c_type == GEMMD_ABI_TYPE_S32)
+    if (desc->bias_type != GEMMD_ABI_TYPE_NONE &&
+        (desc->bias_type != GEMMD_ABI_TYPE_S32 || float_rows || s4) &&
+        (desc->bias_type != GEMMD_ABI_TYPE_F32 || s32_output))
         return GEMMD_STATUS_BIAS_TYPE;
-    if (desc->activation > GEMMD_ABI_ACTIVATION_RELU ||
-        (desc->activation != GEMMD_ABI_ACTIVATION_NONE && desc->c_type == GEMMD_ABI_TYPE_S32))
+    if (desc->activation > GEMMD_ABI_ACTIVATION_SILU ||
+        (desc->activation != GEMMD_ABI_ACTIVATION_NONE && s32_output))
         return GEMMD_STATUS_ACTIVATION;
     return GEMMD_STATUS_OK;
 }
 
-enum gemmd_status gemmd_validate_layer_desc(const struct gemmd_layer_desc_abi *desc,
-                                            struct gemmd_layer_image *image)
+/* Fields that only some types or activations have: 0 with all others, so that equal layers have
+ * equal descriptions. */
+static enum gemmd_status validate_layer_options(const struct gemmd_layer_desc_abi *desc)
 {
-    enum gemmd_status status;
-    uint64_t bytes;
+    bool s4 = desc->b_type == GEMMD_ABI_TYPE_S4;
 
-    if (desc->n == 0 || desc->n > GEMMD_N_MAX)
-        return GEMMD_STATUS_N;
-    if (desc->k == 0 || desc->k > GEMMD_K_MAX)
-        return GEMMD_STATUS_K;
-    status = validate_layer_types(desc);
-    if (status != GEMMD_STATUS_OK)
-        return status;
+    if (desc->quantize_mode > (gemmd_abi_is_float(desc->a_type) ? GEMMD_ABI_QUANTIZE_SYMMETRIC : 0))
+        return GEMMD_STATUS_QUANTIZE_MODE;
+    if (desc->b_zero_points > (s4 ? 0 : 1))
+        return GEMMD_STATUS_B_ZERO_POINTS;
+    if (s4 ? desc->group != 32 && desc->group != 64 && desc->group != 128 : desc->group != 0)
+        return GEMMD_STATUS_GROUP;
+    if (desc->activation == GEMMD_ABI_ACTIVATION_CLIP
+            ? !(isfinite(desc->clip_lo) && isfinite(desc->clip_hi) &&
+                desc->clip_lo <= desc->clip_hi)
+            : desc->clip_lo != 0.0f || desc->clip_hi != 0.0f)
+        return GEMMD_STATUS_CLIP;
+    if (desc->reserved0)
+        return GEMMD_STATUS_RESERVED;
+    for (size_t i = 0; i < sizeof(desc->reserved) / sizeof(desc->reserved[0]); i++)
+        if (desc->reserved[i])
+            return GEMMD_STATUS_RESERVED;
+    return GEMMD_STATUS_OK;
+}
+
+static enum gemmd_status validate_layer_numbers(const struct gemmd_layer_desc_abi *desc)
+{
     if (desc->scale_count != 1 && desc->scale_count != desc->n)
         return GEMMD_STATUS_SCALE_COUNT;
     if (!zero_point_inside(desc->a_type, desc->a_zero_point))
         return GEMMD_STATUS_A_ZERO_POINT;
     if (!zero_point_inside(desc->c_type, desc->c_zero_point))
         return GEMMD_STATUS_C_ZERO_POINT;
-    if (!is_scale(desc->a_scale))
+    if (!is_scale(desc->a_scale) || (gemmd_abi_is_float(desc->a_type) && desc->a_scale != 1.0f))
         return GEMMD_STATUS_A_SCALE;
     if (!is_scale(desc->c_scale) || !isfinite(1.0f / desc->c_scale))
         return GEMMD_STATUS_C_SCALE;
-    for (size_t i = 0; i < sizeof(desc->reserved) / sizeof(desc->reserved[0]); i++)
-        if (desc->reserved[i])
-            return GEMMD_STATUS_RESERVED;
+    return GEMMD_STATUS_OK;
+}
 
-    bytes = (uint64_t)desc->n * desc->k;
-    image->weights_bytes = bytes;
-    bytes = (bytes + 63) & ~UINT64_C(63);
-    image->scales_offset = bytes;
-    bytes = (bytes + (uint64_t)desc->scale_count * 4 + 63) & ~UINT64_C(63);
-    image->bias_offset = bytes;
-    if (desc->bias_type != GEMMD_ABI_TYPE_NONE)
-        bytes = (bytes + (uint64_t)desc->n * 4 + 63) & ~UINT64_C(63);
-    image->bytes = bytes;
-    return bytes > GEMMD_LAYER_BYTES_MAX ? GEMMD_STATUS_LAYER_BYTES : GEMMD_STATUS_OK;
+/* Puts a part of `bytes` behind the image's last one; returns its place. */
+static uint64_t place(struct gemmd_layer_image *image, uint64_t bytes)
+{
+    uint64_t offset = image->bytes;
+
+    image->bytes = (offset + bytes + 63) & ~UINT64_C(63);
+    return offset;
+}
+
+static void lay_out(const struct gemmd_layer_desc_abi *desc, struct gemmd_layer_image *image)
+{
+    uint64_t n = desc->n, k = desc->k;
+    bool s4 = desc->b_type == GEMMD_ABI_TYPE_S4;
+
+    image->weights_bytes = s4 ? n * ((k + 1) / 2) : n * k;
+    image->bytes = 0;
+    place(image, image->weights_bytes);
+    image->multipliers_bytes = s4 ? n * ((k + desc->group - 1) / desc->group) * 2 : 0;
+    image->multipliers_offset = place(image, image->multipliers_bytes);
+    image->scales_offset = place(image, (uint64_t)desc->scale_count * 4);
+    image->bias_offset = place(image, desc->bias_type != GEMMD_ABI_TYPE_NONE ? n * 4 : 0);
+    image->zero_points_offset = place(image, desc->b_zero_points ? n : 0);
+}
+
+enum gemmd_status gemmd_validate_layer_desc(const struct gemmd_layer_desc_abi *desc,
+                                            struct gemmd_layer_image *image)
+{
+    enum gemmd_status status;
+
+    if (desc->n == 0 || desc->n > GEMMD_N_MAX)
+        return GEMMD_STATUS_N;
+    if (desc->k == 0 || desc->k > (desc->b_zero_points ? GEMMD_K_MAX_B_ZERO_POINTS : GEMMD_K_MAX))
+        return GEMMD_STATUS_K;
+    status = validate_layer_types(desc);
+    if (status == GEMMD_STATUS_OK)
+        status = validate_layer_options(desc);
+    if (status == GEMMD_STATUS_OK)
+        status = validate_layer_numbers(desc);
+    if (status != GEMMD_STATUS_OK)
+        return status;
+    lay_out(desc, image);
+    return image->bytes > GEMMD_LAYER_BYTES_MAX ? GEMMD_STATUS_LAYER_BYTES : GEMMD_STATUS_OK;
 }
 
 enum gemmd_status gemmd_validate_layer_values(const struct gemmd_layer_desc_abi *desc,

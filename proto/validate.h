@@ -24,8 +24,10 @@ enum gemmd_status gemmd_validate_hello(const struct gemmd_msg_hello *hello, uint
 /* Where the parts of a layer's image lie.  All offsets are multiples of 64. */
 struct gemmd_layer_image {
     uint64_t weights_bytes; /* at offset 0 */
+    uint64_t multipliers_offset, multipliers_bytes; /* 0 bytes of s8 weights */
     uint64_t scales_offset;
-    uint64_t bias_offset; /* == bytes when there is no bias */
+    uint64_t bias_offset;        /* where it is or would be */
+    uint64_t zero_points_offset; /* likewise */
     uint64_t bytes;
 };
 
@@ -45,8 +47,10 @@ enum gemmd_status gemmd_validate_name(const char name[GEMMD_NAME_BYTES], bool ma
 /* [offset, offset + bytes) lies inside `limit`; true for bytes = 0 only when offset <= limit. */
 bool gemmd_range_inside(uint64_t offset, uint64_t bytes, uint64_t limit);
 
-/* Bytes of one element; 0 for NONE or an unknown type. */
+/* Bytes of one element; 0 for NONE, S4 or an unknown type. */
 uint32_t gemmd_abi_type_bytes(uint8_t type);
+/* F32 or BF16: as rows of A they are quantised by the worker. */
+bool gemmd_abi_is_float(uint8_t type);
 
 /* What the dispatcher knows of a layer when it checks a job. */
 struct gemmd_job_shape {

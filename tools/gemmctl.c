@@ -55,6 +55,10 @@ const char *gemmctl_type_name(enum gemmd_type type)
         return "s32";
     case GEMMD_TYPE_F32:
         return "f32";
+    case GEMMD_TYPE_BF16:
+        return "bf16";
+    case GEMMD_TYPE_S4:
+        return "s4";
     case GEMMD_TYPE_NONE:
         break;
     }

@@ -21,6 +21,7 @@
 
 #include "kernels/cpu.h"
 #include "kernels/gemm.h"
+#include "kernels/int4.h"
 #include "proto/validate.h"
 #include "tools/pack_manifest.h"
 #include "tools/pack_restrict.h"
@@ -111,6 +112,31 @@ static bool quantise(const struct safetensors_tensor *tensor, uint32_t n, uint32
     return true;
 }
 
+/* To s4, per group: the largest magnitude of a group becomes 7.  False: a weight is not finite, or
+ * there is no memory for a row. */
+static bool quantise_s4(const struct safetensors_tensor *tensor,
+                        const struct gemmd_layer_desc_abi *desc,
+                        const struct gemmd_layer_image *places, char *image)
+{
+    size_t k = desc->k, row_bytes = (k + 1) / 2, groups = (k + desc->group - 1) / desc->group;
+    uint16_t *multipliers = (uint16_t *)(void *)(image + places->multipliers_offset);
+    float *scales = (float *)(void *)(image + places->scales_offset);
+    float *row = malloc(k * sizeof(*row));
+    bool finite = row != NULL;
+
+    for (uint32_t j = 0; j < desc->n && finite; j++) {
+        for (size_t i = 0; i < k; i++) {
+            row[i] = value_at(tensor, j * k + i);
+            finite &= (bool)isfinite(row[i]);
+        }
+        if (finite)
+            scales[j] = int4_quantize(QUANTIZE_MIN_MAX, desc->k, desc->group, row,
+                                      (uint8_t *)image + j * row_bytes, multipliers + j * groups);
+    }
+    free(row);
+    return finite;
+}
+
 /* The image as a client would upload it.  False: a weight is not finite. */
 static bool fill_image(const struct pack_layer *layer, const struct gemmd_layer_image *places,
                        char *image)
@@ -120,6 +146,8 @@ static bool fill_image(const struct pack_layer *layer, const struct gemmd_layer_
 
     if (layer->bias)
         memcpy(image + places->bias_offset, layer->bias->data, (size_t)desc->n * 4);
+    if (desc->b_type == GEMMD_ABI_TYPE_S4)
+        return quantise_s4(layer->weights, desc, places, image);
     if (layer->weights->dtype != SAFETENSORS_I8)
         return quantise(layer->weights, desc->n, desc->k, (int8_t *)image, scales);
     memcpy(image, layer->weights->data, (size_t)desc->n * desc->k);
@@ -172,11 +200,17 @@ static int write_memory(struct packer *packer, struct layer_file_entry *entry, c
     uint64_t bytes = layer_memory_bytes(packer->kernel, &entry->desc);
     struct layer_hash hash;
     void *memory = map_memory(bytes);
+    enum gemmd_status status;
     bool written;
 
     if (!memory)
         return complain(packer, EX_OSERR, "no memory");
     layer_memory_fill(packer->kernel, &entry->desc, image, memory);
+    status = layer_memory_check(packer->kernel, &entry->desc, memory);
+    if (status != GEMMD_STATUS_OK) {
+        munmap(memory, bytes);
+        return complain(packer, EX_DATAERR, gemmd_status_text_of(status));
+    }
     layer_hash_begin(&hash);
     layer_hash_add(&hash, memory, bytes);
     layer_hash_end(&hash, entry->memory_hash);

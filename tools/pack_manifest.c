@@ -23,7 +23,8 @@ struct reader {
 
 static const char *const field_names[] = {"weights", "scales",     "bias",    "a_type",
                                           "c_type",  "activation", "a_scale", "a_zero_point",
-                                          "c_scale", "c_zero_point"};
+                                          "c_scale", "c_zero_point", "b_type", "group",
+                                          "quantize_mode", "clip_lo", "clip_hi"};
 
 __attribute__((format(printf, 2, 3))) static int refuse(const struct reader *reader,
                                                         const char *format, ...)
@@ -142,34 +143,64 @@ static int read_tensor(const struct reader *reader, const char *field, const cha
 
 /* ---- a layer --------------------------------------------------------------------------------- */
 
+static int read_float(const struct reader *reader, const char *field, float initial, float *out)
+{
+    double value;
+    int error = read_number(reader, field, initial, &value);
+
+    *out = (float)value;
+    return error;
+}
+
 static int read_types(const struct reader *reader, struct gemmd_layer_desc_abi *desc)
 {
-    static const struct word types[] = {{"u8", GEMMD_ABI_TYPE_U8},
-                                        {"s8", GEMMD_ABI_TYPE_S8},
-                                        {"s32", GEMMD_ABI_TYPE_S32},
-                                        {"f32", GEMMD_ABI_TYPE_F32},
-                                        {NULL, 0}};
+    static const struct word types[] = {
+        {"u8", GEMMD_ABI_TYPE_U8},   {"s8", GEMMD_ABI_TYPE_S8},     {"s32", GEMMD_ABI_TYPE_S32},
+        {"f32", GEMMD_ABI_TYPE_F32}, {"bf16", GEMMD_ABI_TYPE_BF16}, {"s4", GEMMD_ABI_TYPE_S4},
+        {NULL, 0}};
     static const struct word activations[] = {{"none", GEMMD_ABI_ACTIVATION_NONE},
                                               {"relu", GEMMD_ABI_ACTIVATION_RELU},
+                                              {"clip", GEMMD_ABI_ACTIVATION_CLIP},
+                                              {"gelu_tanh", GEMMD_ABI_ACTIVATION_GELU_TANH},
+                                              {"gelu_erf", GEMMD_ABI_ACTIVATION_GELU_ERF},
+                                              {"silu", GEMMD_ABI_ACTIVATION_SILU},
                                               {NULL, 0}};
-    double a_scale = 1, c_scale = 1;
+    static const struct word modes[] = {{"asymmetric", GEMMD_ABI_QUANTIZE_ASYMMETRIC},
+                                        {"symmetric", GEMMD_ABI_QUANTIZE_SYMMETRIC},
+                                        {NULL, 0}};
     int error = read_word(reader, "a_type", types, GEMMD_ABI_TYPE_U8, &desc->a_type);
 
+    if (error == 0)
+        error = read_word(reader, "b_type", types, GEMMD_ABI_TYPE_S8, &desc->b_type);
     if (error == 0)
         error = read_word(reader, "c_type", types, GEMMD_ABI_TYPE_F32, &desc->c_type);
     if (error == 0)
         error = read_word(reader, "activation", activations, GEMMD_ABI_ACTIVATION_NONE,
                           &desc->activation);
     if (error == 0)
-        error = read_number(reader, "a_scale", 1, &a_scale);
+        error = read_word(reader, "quantize_mode", modes, GEMMD_ABI_QUANTIZE_ASYMMETRIC,
+                          &desc->quantize_mode);
+    return error;
+}
+
+static int read_numbers(const struct reader *reader, struct gemmd_layer_desc_abi *desc)
+{
+    int32_t group = 0;
+    int error = read_float(reader, "a_scale", 1, &desc->a_scale);
+
     if (error == 0)
-        error = read_number(reader, "c_scale", 1, &c_scale);
+        error = read_float(reader, "c_scale", 1, &desc->c_scale);
+    if (error == 0)
+        error = read_float(reader, "clip_lo", 0, &desc->clip_lo);
+    if (error == 0)
+        error = read_float(reader, "clip_hi", 0, &desc->clip_hi);
     if (error == 0)
         error = read_integer(reader, "a_zero_point", &desc->a_zero_point);
     if (error == 0)
         error = read_integer(reader, "c_zero_point", &desc->c_zero_point);
-    desc->a_scale = (float)a_scale;
-    desc->c_scale = (float)c_scale;
+    if (error == 0)
+        error = read_integer(reader, "group", &group);
+    desc->group = group == 0 && desc->b_type == GEMMD_ABI_TYPE_S4 ? 64 : (uint32_t)group;
     return error;
 }
 
@@ -224,6 +255,12 @@ static int read_layer(const struct reader *reader, struct pack_layer *layer)
         error = check_shapes(reader, layer);
     if (error == 0)
         error = read_types(reader, desc);
+    if (error == 0)
+        error = read_numbers(reader, desc);
+    if (error == 0 && desc->b_type == GEMMD_ABI_TYPE_S4 &&
+        layer->weights->dtype == SAFETENSORS_I8)
+        error = refuse(reader, "b_type: s4 is made of F32 and BF16 weights; '%.100s' is I8",
+                       layer->weights->name);
     if (error < 0)
         return error;
     desc->n = (uint32_t)layer->weights->shape[0];

@@ -5,11 +5,16 @@
  *   manifest            {"P": {"field": value, …}, …}          a JSON file
  *   without one         "P.field": "value"                     in the file's __metadata__
  *
- *   weights      tensor of I8 [n][k], or F32/BF16, which is quantised per channel (P.weight)
+ *   weights      tensor of I8 [n][k], or F32/BF16, which is quantised per channel, to s4 per group
+ *                (P.weight)
  *   scales       tensor of F32 [1] or [n] (P.b_scale or P.weight_scale, else 1)
  *   bias         tensor of F32 [n], or I32 in accumulator units (P.bias, else none)
- *   a_type c_type                     "u8", "s8", "s32", "f32" (u8, f32)
- *   activation                        "none", "relu" (none)
+ *   a_type c_type                     "u8", "s8", "s32", "f32", "bf16" (u8, f32)
+ *   b_type group                      "s8", "s4"; of s4: 32, 64, 128 (s8; 64)
+ *   quantize_mode                     of f32 and bf16 rows: "asymmetric", "symmetric" (asymmetric)
+ *   activation                        "none", "relu", "clip", "gelu_tanh", "gelu_erf", "silu"
+ *                                     (none)
+ *   clip_lo clip_hi                   numbers, of clip (0, 0)
  *   a_scale c_scale a_zero_point c_zero_point    numbers (1, 1, 0, 0)
  */
 #ifndef GEMMD_TOOLS_PACK_MANIFEST_H

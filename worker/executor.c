@@ -67,7 +67,7 @@ static void count_run(struct executor *executor, const struct job *job, uint64_t
     gemmd_counter_add(&stats->queue_ns.count[gemmd_histogram_bucket(queue_ns)], 1);
     gemmd_counter_add(&stats->exec_ns_histogram.count[gemmd_histogram_bucket(exec_ns)], 1);
     gemmd_counter_add(&stats->rows, rows);
-    gemmd_counter_add(&stats->macs, rows * layer->weights.n * layer->weights.k);
+    gemmd_counter_add(&stats->macs, rows * layer->view.n * layer->view.k);
     gemmd_counter_add(&ring->rows, rows);
     gemmd_counter_add(&layer->rows, rows);
     histogram_add(&ring->queue_histogram, queue_ns);
@@ -93,7 +93,7 @@ static void complete(struct executor *executor, struct job *job, uint64_t now_ns
         exec_ns = now_ns - job->start_ns;
         cqe.queue_ns = saturate_u32(queue_ns);
         cqe.exec_ns = saturate_u32(exec_ns);
-        cqe.kernel_id = job->layer->weights.kernel->id;
+        cqe.kernel_id = job->layer->view.kernel_id;
     }
     if (!ring->silent)
         push(executor, ring, &cqe);
@@ -316,12 +316,12 @@ void executor_set_layer(struct executor *executor, struct session *session, uint
     if (entry->layer)
         withdraw(executor, ring, &entry->flow, GEMMD_STATUS_LAYER_STALE);
     if (layer && layer->scheduled.panels == 0) {
-        const struct gemm_weights *weights = &layer->weights;
-        uint32_t nr = weights->kernel->nr, mr = weights->kernel->mr;
+        const struct layer_view *view = &layer->view;
 
         /* 100 MAC/ns and 20 bytes/ns: between the slowest and the fastest level. */
-        scheduler_init_layer(&layer->scheduled, (weights->n + nr - 1) / nr, mr,
-                             (uint64_t)nr * weights->k * (mr + 5) / 100);
+        scheduler_init_layer(&layer->scheduled, (view->n + view->nr - 1) / view->nr, view->mr,
+                             (uint64_t)view->nr * view->k * (view->mr + 5) / 100);
+        scheduler_limit_rows(&layer->scheduled, scan_rows_limit(view));
     }
     scheduler_init_flow(&entry->flow, &ring->scheduled, layer ? &layer->scheduled : NULL);
     entry->layer = layer;
@@ -337,11 +337,14 @@ int executor_init(struct executor *executor, const struct executor_config *confi
 
     executor->config = *config;
     executor->touched = calloc(config->sessions_max, sizeof(*executor->touched));
-    return executor->touched ? scheduler_init(&executor->scheduler, &scheduler) : -ENOMEM;
+    if (!executor->touched || !scan_rows_open(executor->rows))
+        return -ENOMEM;
+    return scheduler_init(&executor->scheduler, &scheduler);
 }
 
 void executor_fini(struct executor *executor)
 {
     scheduler_fini(&executor->scheduler);
+    scan_rows_close(executor->rows);
     free(executor->touched);
 }

@@ -7,6 +7,7 @@
 
 #include "kernels/gemm.h"
 #include "proto/stats.h"
+#include "worker/scan_rows.h"
 #include "worker/scheduler.h"
 #include "worker/session.h"
 #include "worker/team.h"
@@ -62,9 +63,7 @@ struct executor {
     uint64_t ended_ns;   /* the last slice */
     struct session_ring **touched; /* sessions to wake, touched_count of them */
     uint32_t touched_count;
-    /* Row pointers of each scan's members. */
-    const uint8_t *a_rows[SCHEDULER_SCANS][GEMM_ROWS_MAX];
-    void *c_rows[SCHEDULER_SCANS][GEMM_ROWS_MAX];
+    struct scan_rows rows[SCHEDULER_SCANS];
 };
 
 /* 0 or -ENOMEM. */

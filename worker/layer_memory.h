@@ -1,6 +1,6 @@
 /*
- * What one layer's pool memory holds: panels, then the arrays offset, scale and bias, each padded
- * for the kernels.  Filled from a layer's image by the worker, or beforehand by gemmd-pack, whose
+ * What one layer's pool memory holds: panels, then the arrays of its epilogue, each padded for the
+ * kernels.  Filled from a layer's image by the worker, or beforehand by gemmd-pack, whose
  * file stores it as it is; both use these functions, so the two cannot differ.
  *
  * No pool, no log: gemmd-pack links it, too.
@@ -12,10 +12,13 @@
 
 #include "kernels/epilogue.h"
 #include "kernels/gemm.h"
+#include "kernels/int4.h"
+#include "kernels/quantize.h"
 #include "proto/validate.h"
 
-/* Changes whenever the same image would be packed to other bytes for the same kernel. */
-#define LAYER_MEMORY_VERSION 1
+/* Changes whenever the same image would be packed to other bytes for the same kernel; also with a
+ * new kernel for s4 weights, which follows from the one for s8 weights. */
+#define LAYER_MEMORY_VERSION 2
 
 /* Of a layer that gemmd_validate_layer_desc accepts. */
 uint64_t layer_memory_bytes(const struct gemm_kernel *kernel,
@@ -26,15 +29,29 @@ uint64_t layer_memory_bytes(const struct gemm_kernel *kernel,
 void layer_memory_fill(const struct gemm_kernel *kernel, const struct gemmd_layer_desc_abi *desc,
                        const void *image, void *memory);
 
-/* Memory that came from a file may hold anything: the values that kernels rely on.  OK, B_SCALE or
- * BIAS. */
+/* The values that kernels rely on: memory that came from a file may hold anything, and the bias of
+ * s4 weights, which takes in the zero point of A, may have left the range of a float.  OK, B_SCALE
+ * or BIAS. */
 enum gemmd_status layer_memory_check(const struct gemm_kernel *kernel,
                                      const struct gemmd_layer_desc_abi *desc, const void *memory);
 
-/* The kernel's view of filled memory. */
+/* All that running a layer takes. */
+struct layer_view {
+    struct gemm_weights s8; /* panels NULL: the weights are s4 */
+    struct int4_weights s4;
+    struct gemm_epilogue epilogue; /* its per-row arrays are the caller's to add */
+    uint32_t n, k;
+    uint16_t nr, mr, kernel_id;
+    const char *kernel_name;
+    enum gemm_type a_type;
+    int32_t a_zero_point;
+    const struct quantize_kernel *quantize; /* of float rows, which become u8; else NULL */
+    enum quantize_mode quantize_mode;
+};
+
+/* Of filled memory. */
 void layer_memory_view(const struct gemm_kernel *kernel, const struct gemmd_layer_desc_abi *desc,
-                       const void *memory, struct gemm_weights *weights,
-                       struct gemm_epilogue *epilogue);
+                       const void *memory, struct layer_view *view);
 
 /* XXH3-128 of desc and image: the layer's identity.  Low half first. */
 void layer_content_id(const struct gemmd_layer_desc_abi *desc, const void *image, uint64_t bytes,

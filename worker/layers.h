@@ -15,7 +15,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "kernels/epilogue.h"
 #include "kernels/gemm.h"
 #include "proto/validate.h"
 #include "worker/histogram.h"
@@ -28,8 +27,7 @@
 
 struct layer {
     /* read by the dispatcher */
-    struct gemm_weights weights;
-    struct gemm_epilogue epilogue;
+    struct layer_view view;
     struct gemmd_job_shape shape;
     struct scheduler_layer scheduled; /* the dispatcher's */
     /* written by the dispatcher, read by the control thread (gemmd_counter_*) */

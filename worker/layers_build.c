@@ -15,8 +15,7 @@ static void set_up(struct layers *layers, struct layer *layer)
     const struct gemmd_layer_desc_abi *desc = &layer->desc;
 
     layer->page_bytes = pool_page_bytes(layers->config.pool, layer->memory);
-    layer_memory_view(layers->config.kernel, desc, layer->memory, &layer->weights,
-                      &layer->epilogue);
+    layer_memory_view(layers->config.kernel, desc, layer->memory, &layer->view);
     layer->shape = (struct gemmd_job_shape){
         .a_row_bytes = desc->k * gemmd_abi_type_bytes(desc->a_type),
         .c_row_bytes = desc->n * gemmd_abi_type_bytes(desc->c_type),
@@ -158,6 +157,11 @@ enum gemmd_status layers_create(struct layers *layers, const struct gemmd_layer_
     if (status != GEMMD_STATUS_OK)
         return status;
     layer_memory_fill(layers->config.kernel, desc, image, (*out)->memory);
+    status = layer_memory_check(layers->config.kernel, desc, (*out)->memory);
+    if (status != GEMMD_STATUS_OK) {
+        layers_discard(layers, out);
+        return status;
+    }
     layer_hash_begin(&hash);
     layer_hash_add(&hash, (*out)->memory, (*out)->bytes);
     layer_hash_end(&hash, checksum);

@@ -156,7 +156,7 @@ static enum gemmd_status handle_layers(struct control *control, struct session *
     reply->desc = layer->desc;
     memcpy(reply->content_id, layer->content_id, sizeof(reply->content_id));
     snprintf(reply->name, sizeof(reply->name), "%s", name);
-    snprintf(reply->kernel, sizeof(reply->kernel), "%s", layer->weights.kernel->name);
+    snprintf(reply->kernel, sizeof(reply->kernel), "%s", layer->view.kernel_name);
     reply->weight_bytes = layer->bytes;
     reply->page_bytes = layer->page_bytes;
     reply->node = control->config.node;

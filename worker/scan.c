@@ -85,6 +85,12 @@ static void reckon_limits(struct scheduler_layer *layer)
     if (layer->rows_cap < layer->rows_free)
         layer->rows_cap = layer->rows_free;
     layer->rows_short = rows_for(layer, layer->panels, SCHEDULER_SLICE_NS);
+    if (layer->rows_free > layer->rows_max)
+        layer->rows_free = layer->rows_max;
+    if (layer->rows_cap > layer->rows_max)
+        layer->rows_cap = layer->rows_max;
+    if (layer->rows_short > layer->rows_max)
+        layer->rows_short = layer->rows_max;
 }
 
 /* Sizes that were never run cost what the next smaller (else larger) one does.  More rows make a
@@ -129,10 +135,18 @@ static void learn(struct scheduler_layer *layer, uint32_t rows, uint32_t panels,
 void scheduler_init_layer(struct scheduler_layer *layer, uint32_t panels, uint32_t tile_rows,
                           uint64_t tile_ns)
 {
-    *layer = (struct scheduler_layer){.panels = panels, .tile_rows = tile_rows};
+    *layer = (struct scheduler_layer){
+        .panels = panels, .tile_rows = tile_rows, .rows_max = SCHEDULER_ROWS_MAX};
     list_init(&layer->flows);
     for (uint32_t i = 0; i < SCHEDULER_COST_BUCKETS; i++)
         layer->cost[i] = tile_ns * 16 + 1;
+    reckon_limits(layer);
+}
+
+void scheduler_limit_rows(struct scheduler_layer *layer, uint32_t rows)
+{
+    assert(rows >= layer->tile_rows && rows <= SCHEDULER_ROWS_MAX);
+    layer->rows_max = rows;
     reckon_limits(layer);
 }
 
@@ -393,6 +407,11 @@ static uint32_t arrive(struct scheduler *scheduler, struct scheduler_scan *scan,
             scheduler_finish(scheduler, member->job, GEMMD_STATUS_OK);
     }
     return arrived;
+}
+
+void scheduler_prepared(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns)
+{
+    charge_members(scheduler, scan, ns);
 }
 
 void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uint32_t panels,

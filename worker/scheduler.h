@@ -92,6 +92,7 @@ struct scheduler_layer {
     uint32_t rows_free;  /* so many rows cost hardly more than one */
     uint32_t rows_cap;   /* of a long scan */
     uint32_t rows_short; /* pass all panels within a slice */
+    uint32_t rows_max;   /* none of these is larger */
     uint32_t lessons, measured; /* mask of buckets */
     uint64_t cost[SCHEDULER_COST_BUCKETS]; /* of a tile and a panel, 1/16 ns */
 };
@@ -119,6 +120,7 @@ struct scheduler_job {
 struct scheduler_member {
     struct scheduler_job *job;
     uint32_t first_row, rows, panels_left;
+    uint32_t place; /* the caller's; goes where the member goes */
 };
 
 struct scheduler_scan {
@@ -171,6 +173,8 @@ void scheduler_remove_session(struct scheduler *scheduler, struct scheduler_sess
 /* tile_ns: a guess for one tile of rows over one panel; the truth is learned. */
 void scheduler_init_layer(struct scheduler_layer *layer, uint32_t panels, uint32_t tile_rows,
                           uint64_t tile_ns);
+/* A scan of the layer takes no more than so many rows on board; at least a tile. */
+void scheduler_limit_rows(struct scheduler_layer *layer, uint32_t rows);
 void scheduler_init_flow(struct scheduler_flow *flow, struct scheduler_session *session,
                          struct scheduler_layer *layer);
 
@@ -180,6 +184,8 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job);
 
 /* The scan to run now, or NULL.  Jobs past their deadline go to the done list. */
 struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_ns);
+/* `ns` of compute went into rows on board before any panel was run: charged, not learned from. */
+void scheduler_prepared(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns);
 /* `panels` of scan->panels_now were run in `ns` of compute (all threads together). */
 void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uint32_t panels,
                    uint64_t ns);

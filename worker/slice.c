@@ -7,55 +7,37 @@
 
 #include "worker/clock.h"
 
-static_assert(SCHEDULER_ROWS_MAX <= GEMM_ROWS_MAX, "a scan's rows fit one gemm_run");
-
-/* Row pointers of all members, and the start of those that are new. */
-static void gather(struct executor *executor, struct scheduler_scan *scan, uint64_t now_ns)
-{
-    const uint8_t **a_rows = executor->a_rows[scan->index];
-    void **c_rows = executor->c_rows[scan->index];
-    uint32_t row = 0;
-
-    for (uint32_t i = 0; i < scan->member_count; i++) {
-        const struct scheduler_member *member = &scan->members[i];
-        struct job *job = LIST_ENTRY(member->job, struct job, scheduled);
-        const uint8_t *a = job->a + (uint64_t)member->first_row * job->a_stride_bytes;
-        uint8_t *c = job->c + (uint64_t)member->first_row * job->c_stride_bytes;
-
-        if (!job->start_ns)
-            job->start_ns = now_ns;
-        for (uint32_t j = 0; j < member->rows; j++) {
-            a_rows[row] = a;
-            c_rows[row++] = c;
-            a += job->a_stride_bytes;
-            c += job->c_stride_bytes;
-        }
-    }
-    scan->changed = false;
-}
+/* Float rows are read and quantised at 8 to 20 bytes a ns, from memory and from L2. */
+#define PREPARE_BYTES_PER_NS 10
 
 /* One chunk; on any thread. */
 static void run_chunk(void *argument, uint32_t chunk)
 {
     const struct executor *executor = argument;
     const struct executor_slice *slice = &executor->slice;
-    const struct gemm_weights *weights = &slice->layer->weights;
+    const struct layer_view *view = &slice->layer->view;
+    const struct scan_rows *rows = &executor->rows[slice->scan->index];
     uint32_t first_panel = chunk / slice->row_blocks * slice->panel_step;
     uint32_t first_row = chunk % slice->row_blocks * slice->row_step;
     uint32_t last_panel = first_panel + slice->panel_step, last_row = first_row + slice->row_step;
+    struct gemm_epilogue own;
+    const struct gemm_epilogue *epilogue = scan_rows_epilogue(rows, view, first_row, &own);
     size_t n_begin, n_end;
 
     if (last_panel > slice->panels)
         last_panel = slice->panels;
     if (last_row > slice->scan->rows)
         last_row = slice->scan->rows;
-    n_begin = (size_t)(slice->scan->position + first_panel) * weights->kernel->nr;
-    n_end = (size_t)(slice->scan->position + last_panel) * weights->kernel->nr;
-    if (n_end > weights->n)
-        n_end = weights->n;
-    gemm_run(weights, &slice->layer->epilogue, last_row - first_row,
-             executor->a_rows[slice->scan->index] + first_row,
-             executor->c_rows[slice->scan->index] + first_row, n_begin, n_end);
+    n_begin = (size_t)(slice->scan->position + first_panel) * view->nr;
+    n_end = (size_t)(slice->scan->position + last_panel) * view->nr;
+    if (n_end > view->n)
+        n_end = view->n;
+    if (view->s8.panels)
+        gemm_run(&view->s8, epilogue, last_row - first_row, rows->a + first_row,
+                 rows->c + first_row, n_begin, n_end);
+    else
+        int4_run(&view->s4, epilogue, last_row - first_row, rows->a + first_row,
+                 rows->c + first_row, n_begin, n_end);
 }
 
 static uint32_t divide_up(uint64_t value, uint64_t by)
@@ -162,15 +144,43 @@ static void count_slice(struct executor *executor, struct scheduler_scan *scan, 
     gemmd_counter_add(&layer->panel_rows, (uint64_t)panels * scan->rows);
 }
 
+/* The rows that have just come on board, if their layer needs more of them than their address, cut
+ * into chunks for the team.  Nothing stops it: the limit of rows on board bounds it. */
+static uint64_t prepare(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns)
+{
+    struct scan_rows *rows = &executor->rows[scan->index];
+    struct team_work work = {.run = scan_rows_prepare,
+                             .stop = never_stop,
+                             .argument = rows,
+                             .start_ns = start_ns};
+    uint64_t bytes, compute_ns;
+    struct team_result result;
+
+    work.chunk_count = scan_rows_gather(rows, scan, start_ns, &bytes);
+    if (work.chunk_count == 0)
+        return start_ns;
+    work.share = bytes / PREPARE_BYTES_PER_NS >= EXECUTOR_TEAM_NS;
+    work.wake = bytes / PREPARE_BYTES_PER_NS >= EXECUTOR_WAKE_NS;
+    team_run(executor->config.team, &work, &result);
+    /* A thread that lost its CPU meanwhile is nobody's debt, as in scheduler_ran. */
+    compute_ns = result.compute_ns < bytes ? result.compute_ns : bytes;
+    scheduler_prepared(&executor->scheduler, scan, compute_ns);
+    gemmd_counter_add(&executor->config.stats->exec_ns, result.compute_ns);
+    gemmd_counter_add(&executor->config.stats->cores[0].busy_ns, result.end_ns - start_ns);
+    gemmd_counter_add(&rows->layer->exec_ns, result.compute_ns);
+    return result.end_ns;
+}
+
 uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns)
 {
-    struct team_work work = {.run = run_chunk, .argument = executor, .start_ns = start_ns};
+    struct team_work work = {.run = run_chunk, .argument = executor};
     struct team_result result;
     uint64_t estimate_ns;
     uint32_t panels;
 
     if (scan->changed)
-        gather(executor, scan, start_ns);
+        start_ns = prepare(executor, scan, start_ns);
+    work.start_ns = start_ns;
     cut(executor, scan, start_ns, &estimate_ns);
     work.chunk_count = executor->slice.chunk_count;
     work.stop = scan->index == SCHEDULER_LONG_SCANS ? never_stop : stop_slice;

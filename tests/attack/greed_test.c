@@ -375,7 +375,8 @@ static void test_upload_hog(void **state)
 {
     struct gemmd_msg_layer_create create = {
         .desc = {.n = 50000, .k = 4000, .a_type = GEMMD_ABI_TYPE_U8, .c_type = GEMMD_ABI_TYPE_F32,
-                 .scale_count = 1, .a_scale = 1.0f, .c_scale = 1.0f},
+                 .scale_count = 1, .a_scale = 1.0f, .c_scale = 1.0f,
+                 .b_type = GEMMD_ABI_TYPE_S8},
         .content_id = {1, 2}};
     struct gemmd_msg_layer_data data = {.bytes = 64};
     struct gemmd_msg_layer_data_reply data_reply;

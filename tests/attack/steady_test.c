@@ -193,7 +193,7 @@ static void stop_worker(void)
 
 static struct gemmd_layer_desc_abi small_layer = {
     .n = 16, .k = 16, .a_type = GEMMD_ABI_TYPE_U8, .c_type = GEMMD_ABI_TYPE_F32,
-    .scale_count = 1, .a_scale = 1.0f, .c_scale = 1.0f};
+    .scale_count = 1, .a_scale = 1.0f, .c_scale = 1.0f, .b_type = GEMMD_ABI_TYPE_S8};
 /* Its image: zeros, and the one scale. */
 static struct {
     int8_t weights[256];

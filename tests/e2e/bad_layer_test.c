@@ -23,7 +23,8 @@ static struct gemmd_layer_desc_abi good_desc(void)
                                          .c_type = GEMMD_ABI_TYPE_F32,
                                          .scale_count = 1,
                                          .a_scale = 1.0f,
-                                         .c_scale = 1.0f};
+                                         .c_scale = 1.0f,
+                                         .b_type = GEMMD_ABI_TYPE_S8};
 }
 
 static int create(struct raw *raw, const struct gemmd_layer_desc_abi *desc, const char *name)
@@ -60,13 +61,15 @@ static void test_descriptions(void **state)
     WRONG(k, 0, K);
     WRONG(k, GEMMD_K_MAX + 1, K);
     WRONG(a_type, GEMMD_ABI_TYPE_NONE, A_TYPE);
-    WRONG(a_type, GEMMD_ABI_TYPE_F32, A_TYPE);
+    WRONG(a_type, GEMMD_ABI_TYPE_S32, A_TYPE);
+    WRONG(a_type, GEMMD_ABI_TYPE_S4, A_TYPE);
     WRONG(a_type, 255, A_TYPE);
     WRONG(c_type, GEMMD_ABI_TYPE_NONE, C_TYPE);
-    WRONG(c_type, 5, C_TYPE);
+    WRONG(c_type, GEMMD_ABI_TYPE_S4, C_TYPE);
+    WRONG(c_type, 7, C_TYPE);
     WRONG(bias_type, GEMMD_ABI_TYPE_U8, BIAS_TYPE);
     WRONG(bias_type, 77, BIAS_TYPE);
-    WRONG(activation, 2, ACTIVATION);
+    WRONG(activation, 6, ACTIVATION);
     WRONG(scale_count, 0, SCALE_COUNT);
     WRONG(scale_count, 5, SCALE_COUNT);
     WRONG(a_zero_point, -1, A_ZERO_POINT);
@@ -78,7 +81,8 @@ static void test_descriptions(void **state)
     WRONG(c_scale, INFINITY, C_SCALE);
     WRONG(c_scale, 1e-45f, C_SCALE); /* its inverse is infinite */
     WRONG(reserved[0], 1, RESERVED);
-    WRONG(reserved[7], 1, RESERVED);
+    WRONG(reserved[3], 1, RESERVED);
+    WRONG(reserved0, 1, RESERVED);
     desc.c_type = GEMMD_ABI_TYPE_S32;
     desc.activation = GEMMD_ABI_ACTIVATION_RELU;
     assert_int_equal(create(&raw, &desc, NULL), GEMMD_STATUS_ACTIVATION);
@@ -94,6 +98,86 @@ static void test_descriptions(void **state)
     assert_int_equal(create(&raw, &desc, "0123456789012345678901234567890123456789"
                                          "012345678901234567890123"), GEMMD_STATUS_NAME);
     assert_int_equal(create(&raw, &desc, "good"), GEMMD_STATUS_OK);
+    raw_close(&raw);
+}
+
+#define WRONG_OF(base, field, value, expected)                                                     \
+    do {                                                                                           \
+        struct gemmd_layer_desc_abi wrong = (base);                                                \
+        wrong.field = (value);                                                                     \
+        assert_int_equal(create(raw, &wrong, NULL), GEMMD_STATUS_##expected);                      \
+    } while (0)
+
+static void check_float_rows(struct raw *raw)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+
+    for (desc.a_type = GEMMD_ABI_TYPE_F32; desc.a_type <= GEMMD_ABI_TYPE_BF16; desc.a_type++) {
+        assert_int_equal(create(raw, &desc, NULL), GEMMD_STATUS_OK);
+        WRONG_OF(desc, c_type, GEMMD_ABI_TYPE_S32, C_TYPE);
+        WRONG_OF(desc, bias_type, GEMMD_ABI_TYPE_S32, BIAS_TYPE);
+        WRONG_OF(desc, quantize_mode, 2, QUANTIZE_MODE);
+        WRONG_OF(desc, quantize_mode, 255, QUANTIZE_MODE);
+        WRONG_OF(desc, a_zero_point, 1, A_ZERO_POINT);
+        WRONG_OF(desc, a_scale, 0.5f, A_SCALE);
+        WRONG_OF(desc, a_scale, NAN, A_SCALE);
+    }
+}
+
+static void check_s4_weights(struct raw *raw)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+
+    desc.b_type = GEMMD_ABI_TYPE_S4;
+    desc.group = 128;
+    assert_int_equal(create(raw, &desc, NULL), GEMMD_STATUS_OK);
+    WRONG_OF(desc, group, 0, GROUP);
+    WRONG_OF(desc, group, 1, GROUP);
+    WRONG_OF(desc, group, 33, GROUP);
+    WRONG_OF(desc, group, 256, GROUP);
+    WRONG_OF(desc, group, UINT32_MAX, GROUP);
+    WRONG_OF(desc, a_type, GEMMD_ABI_TYPE_S8, B_TYPE);
+    WRONG_OF(desc, c_type, GEMMD_ABI_TYPE_S32, C_TYPE);
+    WRONG_OF(desc, bias_type, GEMMD_ABI_TYPE_S32, BIAS_TYPE);
+    WRONG_OF(desc, b_zero_points, 1, B_ZERO_POINTS);
+}
+
+static void check_clip_and_depth(struct raw *raw)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+
+    desc.activation = GEMMD_ABI_ACTIVATION_CLIP;
+    assert_int_equal(create(raw, &desc, NULL), GEMMD_STATUS_OK);
+    WRONG_OF(desc, clip_lo, 1.0f, CLIP); /* above clip_hi */
+    WRONG_OF(desc, clip_lo, -INFINITY, CLIP);
+    WRONG_OF(desc, clip_lo, NAN, CLIP);
+    WRONG_OF(desc, clip_hi, INFINITY, CLIP);
+    WRONG_OF(desc, clip_hi, NAN, CLIP);
+    desc = good_desc();
+    desc.b_zero_points = 1;
+    assert_int_equal(create(raw, &desc, NULL), GEMMD_STATUS_OK);
+    WRONG_OF(desc, k, GEMMD_K_MAX_B_ZERO_POINTS + 1, K);
+}
+
+/* Fields that only some layers have. */
+static void test_optional_fields(void **state)
+{
+    struct raw raw;
+
+    (void)state;
+    raw_open(&raw, worker.socket, 8, 1 << 16);
+    WRONG(b_type, GEMMD_ABI_TYPE_NONE, B_TYPE);
+    WRONG(b_type, GEMMD_ABI_TYPE_U8, B_TYPE);
+    WRONG(b_type, 255, B_TYPE);
+    WRONG(b_type, GEMMD_ABI_TYPE_S4, GROUP);
+    WRONG(group, 64, GROUP); /* s8 weights have none */
+    WRONG(quantize_mode, GEMMD_ABI_QUANTIZE_SYMMETRIC, QUANTIZE_MODE); /* u8 rows */
+    WRONG(b_zero_points, 2, B_ZERO_POINTS);
+    WRONG(clip_lo, -1.0f, CLIP); /* no CLIP */
+    WRONG(clip_hi, NAN, CLIP);
+    check_float_rows(&raw);
+    check_s4_weights(&raw);
+    check_clip_and_depth(&raw);
     raw_close(&raw);
 }
 
@@ -260,6 +344,7 @@ static void test_library_names_the_field(void **state)
 {
     struct gemmd *session = session_to(worker.socket);
     static const float bad_scales[] = {1.0f, NAN, 1.0f, 1.0f}, bad_bias[] = {0, 0, 0, INFINITY};
+    static const uint16_t multipliers[4] = {1, 1, 1, 1};
     struct layer_case layer;
     struct gemmd_layer *handle;
 
@@ -269,7 +354,14 @@ static void test_library_names_the_field(void **state)
     REFUSED(n, (UINT32_C(1) << 20) + 1, -EINVAL, "n:");
     REFUSED(k, 0, -EINVAL, "k:");
     REFUSED(k, 65537, -EINVAL, "k:");
-    REFUSED(a_type, GEMMD_TYPE_F32, -EINVAL, "a_type");
+    REFUSED(a_type, GEMMD_TYPE_S32, -EINVAL, "a_type");
+    REFUSED(a_type, GEMMD_TYPE_F32, -EINVAL, "a_zero_point"); /* it has one */
+    REFUSED(b_type, GEMMD_TYPE_S4, -EINVAL, "group");
+    REFUSED(b_type, GEMMD_TYPE_F32, -EINVAL, "b_type");
+    REFUSED(group, 32, -EINVAL, "group");
+    REFUSED(multipliers, multipliers, -EINVAL, "multipliers");
+    REFUSED(quantize_mode, GEMMD_QUANTIZE_SYMMETRIC, -EINVAL, "quantize_mode");
+    REFUSED(clip_hi, 1.0f, -EINVAL, "clip");
     REFUSED(c_type, GEMMD_TYPE_NONE, -EINVAL, "c_type");
     REFUSED(c_type, (enum gemmd_type)9, -EINVAL, "c_type");
     REFUSED(bias_type, GEMMD_TYPE_U8, -EINVAL, "bias_type");
@@ -308,7 +400,8 @@ static int stop(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_descriptions),      cmocka_unit_test(test_uploads),
+        cmocka_unit_test(test_descriptions),      cmocka_unit_test(test_optional_fields),
+        cmocka_unit_test(test_uploads),
         cmocka_unit_test(test_handles_and_names), cmocka_unit_test(test_lists),
         cmocka_unit_test(test_library_names_the_field),
     };

@@ -12,10 +12,22 @@
 
 static struct harness_worker worker;
 
-enum { CLIENTS = 6, LAYERS = 4, ROUNDS = 150, DEPTH = 8, ROWS_MAX = 90 };
+enum { CLIENTS = 6, LAYERS = 7, ROUNDS = 150, DEPTH = 8, ROWS_MAX = 90 };
 
-/* One narrower than a panel, one wide, one deep, one that ends in the middle of a panel. */
-static const uint32_t shapes[LAYERS][2] = {{40, 300}, {1024, 256}, {300, 1500}, {777, 777}};
+/* One narrower than a panel, one wide, one deep, one that ends in the middle of a panel; then rows
+ * that the worker makes when they board: quantised, quantised for s4 weights, summed. */
+static const struct {
+    uint32_t n, k;
+    struct layer_kind kind;
+} shapes[LAYERS] = {
+    {40, 300, {.a_type = GEMMD_TYPE_U8}},
+    {1024, 256, {.a_type = GEMMD_TYPE_S8, .c_type = GEMMD_TYPE_U8}},
+    {300, 1500, {.a_type = GEMMD_TYPE_U8}},
+    {777, 777, {.a_type = GEMMD_TYPE_S8}},
+    {640, 400, {.a_type = GEMMD_TYPE_F32, .c_type = GEMMD_TYPE_BF16, .b_zero_points = true}},
+    {500, 700, {.a_type = GEMMD_TYPE_BF16, .b_type = GEMMD_TYPE_S4, .group = 64}},
+    {400, 500, {.a_type = GEMMD_TYPE_U8, .b_zero_points = true}},
+};
 
 struct flight {
     struct gemmd_job job;
@@ -40,15 +52,17 @@ static void open_client(struct client *client, uint64_t seed)
     client->session = session_with(worker.socket, 64, UINT64_C(16) << 20, -1);
     REQUIRE(client->session);
     for (int i = 0; i < LAYERS; i++) {
-        layer_case_init(&client->layers[i], shapes[i][0], shapes[i][1],
-                        i % 2 ? GEMMD_TYPE_S8 : GEMMD_TYPE_U8,
-                        i == 1 ? GEMMD_TYPE_U8 : GEMMD_TYPE_F32, GEMMD_TYPE_F32,
-                        GEMMD_ACTIVATION_RELU, true, 100 + (uint64_t)i);
+        struct layer_kind kind = shapes[i].kind;
+
+        kind.bias_type = GEMMD_TYPE_F32;
+        kind.activation = i < 4 ? GEMMD_ACTIVATION_RELU : GEMMD_ACTIVATION_NONE;
+        layer_case_init_kind(&client->layers[i], shapes[i].n, shapes[i].k, &kind, true,
+                             100 + (uint64_t)i);
         REQUIRE(gemmd_layer_create(client->session, &client->layers[i].desc,
                                    &client->handles[i]) >= 0);
     }
     for (int i = 0; i < DEPTH; i++) {
-        client->flights[i].a = gemmd_buffer_alloc(client->session, ROWS_MAX * 1500);
+        client->flights[i].a = gemmd_buffer_alloc(client->session, ROWS_MAX * 1600);
         client->flights[i].c = gemmd_buffer_alloc(client->session, ROWS_MAX * 1024 * 4);
         client->flights[i].wanted = malloc(ROWS_MAX * 1024 * 4);
         REQUIRE(client->flights[i].a && client->flights[i].c && client->flights[i].wanted);
@@ -59,7 +73,7 @@ static void launch(struct client *client, int index)
 {
     struct flight *flight = &client->flights[index];
     const struct layer_case *layer;
-    size_t c_row;
+    size_t a_row, c_row;
 
     flight->layer = (uint32_t)(random_next(&client->seed) % LAYERS);
     flight->rows = 1 + (uint32_t)(random_next(&client->seed) % 4);
@@ -67,8 +81,9 @@ static void launch(struct client *client, int index)
         flight->rows = 1 + (uint32_t)(random_next(&client->seed) % ROWS_MAX);
     layer = &client->layers[flight->layer];
     c_row = layer->desc.n * type_bytes(layer->desc.c_type);
-    random_bytes(&client->seed, flight->a, (size_t)flight->rows * layer->desc.k);
-    layer_case_expect(layer, flight->rows, flight->a, layer->desc.k, flight->wanted, c_row);
+    a_row = layer->desc.k * type_bytes(layer->desc.a_type);
+    layer_case_fill(layer, &client->seed, flight->a, flight->rows * a_row);
+    layer_case_expect(layer, flight->rows, flight->a, a_row, flight->wanted, c_row);
     memset(flight->c, 0xee, flight->rows * c_row);
     gemmd_job_init(&flight->job, client->handles[flight->layer], flight->rows, flight->a,
                    flight->c);

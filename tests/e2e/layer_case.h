@@ -1,6 +1,7 @@
 /*
  * A layer of random full-range data, and the oracle: the arithmetic of gemmd.h written down once
- * more as the obvious loops, sharing no code with kernels/.
+ * more as the obvious loops, sharing no code with kernels/ but the polynomials of GELU and SiLU,
+ * whose bits nothing else can give (tests/kernel holds them against libm).
  */
 #ifndef GEMMD_TESTS_E2E_LAYER_CASE_H
 #define GEMMD_TESTS_E2E_LAYER_CASE_H
@@ -17,9 +18,21 @@ void random_bytes(uint64_t *state, void *out, size_t bytes);
 
 struct layer_case {
     struct gemmd_layer_desc desc; /* points into the arrays below */
-    int8_t *weights;
+    int8_t *weights;              /* s4: two in a byte */
     float *scales;
     void *bias;
+    uint16_t *multipliers;
+    int8_t *zero_points;
+    float *source; /* what s4 weights were made of (model_file.h); NULL: they were not */
+};
+
+/* What a layer is made of, beside its shape; zeros: u8 rows of s8 weights to f32, and no more. */
+struct layer_kind {
+    enum gemmd_type a_type, b_type, c_type, bias_type;
+    enum gemmd_activation activation;
+    enum gemmd_quantize_mode quantize_mode;
+    uint32_t group;
+    bool b_zero_points;
 };
 
 /* Weights over all of s8, zero points anywhere in range, scales per channel when `per_channel`,
@@ -27,17 +40,23 @@ struct layer_case {
 void layer_case_init(struct layer_case *layer, uint32_t n, uint32_t k, enum gemmd_type a_type,
                      enum gemmd_type c_type, enum gemmd_type bias_type,
                      enum gemmd_activation activation, bool per_channel, uint64_t seed);
+void layer_case_init_kind(struct layer_case *layer, uint32_t n, uint32_t k,
+                          const struct layer_kind *kind, bool per_channel, uint64_t seed);
 /* The usual one: u8 -> f32, f32 bias, ReLU, per channel. */
 void layer_case_plain(struct layer_case *layer, uint32_t n, uint32_t k, uint64_t seed);
 void layer_case_fini(struct layer_case *layer);
 
 size_t type_bytes(enum gemmd_type type);
 
+/* `bytes` of rows of A: u8 and s8 of all values; f32 and bf16 mostly within -4 .. 4, with now and
+ * then a NaN, an infinity, a zero, or something tiny or huge. */
+void layer_case_fill(const struct layer_case *layer, uint64_t *seed, void *a, size_t bytes);
+
 /* c[i] = layer(a[i]) for i < m. */
 void layer_case_expect(const struct layer_case *layer, uint32_t m, const void *a,
                        size_t a_stride_bytes, void *c, size_t c_stride_bytes);
 
-/* Fills A (dense) with random bytes, runs the job, and compares with the oracle, bit for bit.
+/* Fills A (dense) as layer_case_fill, runs the job, and compares with the oracle, bit for bit.
  * 0, or the failing call's -errno; -EILSEQ when the bits differ. */
 int layer_case_check(struct gemmd *session, struct gemmd_layer *handle,
                      const struct layer_case *layer, uint32_t m, uint64_t seed);

@@ -49,7 +49,7 @@ static void check_named(struct gemmd *session, const char *name, const struct la
     assert_int_equal(gemmd_layer_close(session, &handle), 0);
 }
 
-#define KINDS 5
+#define KINDS 8
 static struct layer_case kinds[KINDS];
 
 static void check_kinds(struct gemmd *session, const char *prefix)
@@ -391,6 +391,18 @@ static void test_second_creator(void **state)
 
 static int set_up(void **state)
 {
+    static const struct layer_kind float_rows = {.a_type = GEMMD_TYPE_F32,
+                                                 .c_type = GEMMD_TYPE_BF16,
+                                                 .bias_type = GEMMD_TYPE_F32,
+                                                 .activation = GEMMD_ACTIVATION_GELU_ERF};
+    static const struct layer_kind bf16_rows = {.a_type = GEMMD_TYPE_BF16,
+                                                .activation = GEMMD_ACTIVATION_CLIP,
+                                                .quantize_mode = GEMMD_QUANTIZE_SYMMETRIC};
+    static const struct layer_kind s4_weights = {.b_type = GEMMD_TYPE_S4,
+                                                 .bias_type = GEMMD_TYPE_F32,
+                                                 .activation = GEMMD_ACTIVATION_SILU,
+                                                 .group = 32};
+
     REQUIRE(mkdtemp(directory) != NULL);
     layer_case_plain(&kinds[0], 100, 70, 1);
     layer_case_init(&kinds[1], 64, 256, GEMMD_TYPE_S8, GEMMD_TYPE_U8, GEMMD_TYPE_NONE,
@@ -401,6 +413,9 @@ static int set_up(void **state)
                     GEMMD_ACTIVATION_RELU, true, 4);
     layer_case_init(&kinds[4], 300, 64, GEMMD_TYPE_S8, GEMMD_TYPE_F32, GEMMD_TYPE_S32,
                     GEMMD_ACTIVATION_NONE, true, 5);
+    layer_case_init_kind(&kinds[5], 70, 130, &float_rows, true, 6);
+    layer_case_init_kind(&kinds[6], 20, 90, &bf16_rows, false, 7);
+    model_s4_case(&kinds[7], 66, 201, &s4_weights, 8);
     model_write(path_of("kinds.safetensors"), kinds, KINDS);
     REQUIRE(model_pack(path_of("kinds.safetensors"), path_of("kinds.gpk"), NULL, NULL, NULL, 0) ==
             0);

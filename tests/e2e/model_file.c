@@ -6,11 +6,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "kernels/int4.h"
 #include "tests/harness.h"
 
 static const char *type_name(enum gemmd_type type)
 {
-    static const char *const names[] = {"none", "u8", "s8", "s32", "f32"};
+    static const char *const names[] = {"none", "u8", "s8", "s32", "f32", "bf16", "s4"};
 
     return names[type];
 }
@@ -26,14 +27,23 @@ static void add_tensor(FILE *header, unsigned layer, const char *name, const cha
 
 static void add_metadata(FILE *header, unsigned i, const struct gemmd_layer_desc *desc)
 {
+    static const char *const activations[] = {"none",      "relu",     "clip",
+                                              "gelu_tanh", "gelu_erf", "silu"};
+
     fprintf(header,
             "%s\"l%u.a_type\":\"%s\",\"l%u.c_type\":\"%s\",\"l%u.a_scale\":\"%.9g\","
             "\"l%u.c_scale\":\"%.9g\",\"l%u.a_zero_point\":\"%d\",\"l%u.c_zero_point\":\"%d\","
             "\"l%u.activation\":\"%s\"",
             i ? "," : "", i, type_name(desc->a_type), i, type_name(desc->c_type), i,
             (double)desc->a_scale, i, (double)desc->c_scale, i, desc->a_zero_point, i,
-            desc->c_zero_point, i,
-            desc->activation == GEMMD_ACTIVATION_RELU ? "relu" : "none");
+            desc->c_zero_point, i, activations[desc->activation]);
+    if (desc->activation == GEMMD_ACTIVATION_CLIP)
+        fprintf(header, ",\"l%u.clip_lo\":\"%.9g\",\"l%u.clip_hi\":\"%.9g\"", i,
+                (double)desc->clip_lo, i, (double)desc->clip_hi);
+    if (desc->quantize_mode == GEMMD_QUANTIZE_SYMMETRIC)
+        fprintf(header, ",\"l%u.quantize_mode\":\"symmetric\"", i);
+    if (desc->b_type == GEMMD_TYPE_S4)
+        fprintf(header, ",\"l%u.b_type\":\"s4\",\"l%u.group\":\"%u\"", i, i, desc->group);
 }
 
 static void add_tensors(FILE *header, unsigned i, const struct gemmd_layer_desc *desc, uint64_t *at)
@@ -41,9 +51,13 @@ static void add_tensors(FILE *header, unsigned i, const struct gemmd_layer_desc 
     char shape[32];
 
     snprintf(shape, sizeof(shape), "%u,%u", desc->n, desc->k);
-    add_tensor(header, i, "weight", "I8", shape, (uint64_t)desc->n * desc->k, at);
-    snprintf(shape, sizeof(shape), "%u", desc->scale_count);
-    add_tensor(header, i, "b_scale", "F32", shape, (uint64_t)desc->scale_count * 4, at);
+    if (desc->b_type == GEMMD_TYPE_S4) {
+        add_tensor(header, i, "weight", "F32", shape, (uint64_t)desc->n * desc->k * 4, at);
+    } else {
+        add_tensor(header, i, "weight", "I8", shape, (uint64_t)desc->n * desc->k, at);
+        snprintf(shape, sizeof(shape), "%u", desc->scale_count);
+        add_tensor(header, i, "b_scale", "F32", shape, (uint64_t)desc->scale_count * 4, at);
+    }
     if (desc->bias_type == GEMMD_TYPE_NONE)
         return;
     snprintf(shape, sizeof(shape), "%u", desc->n);
@@ -54,6 +68,23 @@ static void add_tensors(FILE *header, unsigned i, const struct gemmd_layer_desc 
 static void write_all(FILE *file, const void *bytes, size_t count)
 {
     REQUIRE(fwrite(bytes, 1, count, file) == count);
+}
+
+void model_s4_case(struct layer_case *layer, uint32_t n, uint32_t k, const struct layer_kind *kind,
+                   uint64_t seed)
+{
+    size_t row_bytes = (k + (size_t)1) / 2, groups = (k + (size_t)kind->group - 1) / kind->group;
+
+    REQUIRE(kind->b_type == GEMMD_TYPE_S4);
+    layer_case_init_kind(layer, n, k, kind, true, seed);
+    layer->source = malloc((size_t)n * k * sizeof(*layer->source));
+    REQUIRE(layer->source != NULL);
+    for (size_t i = 0; i < (size_t)n * k; i++)
+        layer->source[i] = (float)(int32_t)(random_next(&seed) >> 32) * 0x1p-33f;
+    for (uint32_t j = 0; j < n; j++)
+        layer->scales[j] = int4_quantize(QUANTIZE_MIN_MAX, k, kind->group, layer->source + j * k,
+                                         (uint8_t *)layer->weights + j * row_bytes,
+                                         layer->multipliers + j * groups);
 }
 
 void model_write(const char *path, const struct layer_case *layers, unsigned count)
@@ -78,8 +109,12 @@ void model_write(const char *path, const struct layer_case *layers, unsigned cou
     for (unsigned i = 0; i < count; i++) {
         const struct gemmd_layer_desc *desc = &layers[i].desc;
 
-        write_all(file, desc->weights, (size_t)desc->n * desc->k);
-        write_all(file, desc->b_scales, (size_t)desc->scale_count * 4);
+        if (desc->b_type == GEMMD_TYPE_S4) {
+            write_all(file, layers[i].source, (size_t)desc->n * desc->k * 4);
+        } else {
+            write_all(file, desc->weights, (size_t)desc->n * desc->k);
+            write_all(file, desc->b_scales, (size_t)desc->scale_count * 4);
+        }
         if (desc->bias_type != GEMMD_TYPE_NONE)
             write_all(file, desc->bias, (size_t)desc->n * 4);
     }

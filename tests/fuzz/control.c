@@ -21,9 +21,12 @@ static void check_desc(const struct gemmd_layer_desc_abi *desc, struct gemmd_lay
     if (*status != GEMMD_STATUS_OK)
         return;
     FUZZ_ASSERT((oracle_int)image->bytes == oracle_image_bytes(desc));
-    FUZZ_ASSERT(image->weights_bytes <= image->scales_offset);
+    FUZZ_ASSERT(image->weights_bytes <= image->multipliers_offset);
+    FUZZ_ASSERT(image->multipliers_offset + image->multipliers_bytes <= image->scales_offset);
     FUZZ_ASSERT(image->scales_offset + 4ull * desc->scale_count <= image->bias_offset);
-    FUZZ_ASSERT(image->bias_offset + (desc->bias_type ? 4ull * desc->n : 0) <= image->bytes);
+    FUZZ_ASSERT(image->bias_offset + (desc->bias_type ? 4ull * desc->n : 0) <=
+                image->zero_points_offset);
+    FUZZ_ASSERT(image->zero_points_offset + (desc->b_zero_points ? desc->n : 0) <= image->bytes);
 }
 
 static void check_name(const char *name, bool may_be_empty)

@@ -110,7 +110,8 @@ static void upload(const struct victim *victim, struct raw *raw)
     struct gemmd_msg_layer_create create = {
         .header = raw_header(raw, GEMMD_MSG_LAYER_CREATE, sizeof(create)),
         .desc = {.n = N, .k = K, .a_type = GEMMD_ABI_TYPE_U8, .c_type = GEMMD_ABI_TYPE_F32,
-                 .scale_count = 1, .a_scale = 1.0f, .c_scale = 1.0f},
+                 .scale_count = 1, .a_scale = 1.0f, .c_scale = 1.0f,
+                 .b_type = GEMMD_ABI_TYPE_S8},
         .content_id = {(uint64_t)getpid(), 1},
     };
     struct gemmd_msg_layer_data data = {.arena_offset = 0, .bytes = 64};

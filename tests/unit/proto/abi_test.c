@@ -152,6 +152,12 @@ static void test_layer_messages(void **state)
         .c_zero_point = 255,
         .a_scale = 1.0f,
         .c_scale = 0.5f,
+        .b_type = GEMMD_ABI_TYPE_S4,
+        .quantize_mode = 0x11,
+        .b_zero_points = 0x22,
+        .group = 128,
+        .clip_lo = -1.0f,
+        .clip_hi = 2.0f,
     };
     const struct gemmd_msg_layer_data data = {
         {GEMMD_MSG_LAYER_DATA, sizeof(data), 5, 0}, 0x40, 0x80, UINT64_C(0x100000000)};
@@ -161,7 +167,7 @@ static void test_layer_messages(void **state)
 
     (void)state;
     ASSERT_BYTES(desc, "00001000 00000100 02 01 03 01 01000000 80ffffff ff000000 0000803f 0000003f"
-                       "0000000000000000000000000000000000000000000000000000000000000000");
+                       "06 11 22 00 80000000 000080bf 00000040 00000000000000000000000000000000");
     ASSERT_BYTES(data, "04000000 28000000 05000000 00000000 4000000000000000 8000000000000000"
                        "0000000001000000");
     ASSERT_BYTES(close, "07000000 18000000 06000000 00000000 ff030000 ffffffff");

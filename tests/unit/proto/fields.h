@@ -98,6 +98,13 @@
     F(gemmd_layer_desc_abi, c_zero_point)                                                          \
     F(gemmd_layer_desc_abi, a_scale)                                                               \
     F(gemmd_layer_desc_abi, c_scale)                                                               \
+    F(gemmd_layer_desc_abi, b_type)                                                                \
+    F(gemmd_layer_desc_abi, quantize_mode)                                                         \
+    F(gemmd_layer_desc_abi, b_zero_points)                                                         \
+    F(gemmd_layer_desc_abi, reserved0)                                                             \
+    F(gemmd_layer_desc_abi, group)                                                                 \
+    F(gemmd_layer_desc_abi, clip_lo)                                                               \
+    F(gemmd_layer_desc_abi, clip_hi)                                                               \
     F(gemmd_layer_desc_abi, reserved)                                                              \
     S(gemmd_msg_layer_create)                                                                      \
     F(gemmd_msg_layer_create, header)                                                              \

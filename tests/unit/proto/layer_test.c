@@ -47,33 +47,39 @@ static struct gemmd_layer_desc_abi good_desc(void)
                                          .c_type = GEMMD_ABI_TYPE_F32,
                                          .scale_count = 1,
                                          .a_scale = 1.0f,
-                                         .c_scale = 1.0f};
+                                         .c_scale = 1.0f,
+                                         .b_type = GEMMD_ABI_TYPE_S8};
 }
 
 static bool assert_desc(const struct gemmd_layer_desc_abi *desc)
 {
     struct gemmd_layer_image image = {0};
     enum gemmd_status status = gemmd_validate_layer_desc(desc, &image);
-    uint64_t faults = oracle_layer_desc(desc);
+    oracle_set faults = oracle_layer_desc(desc);
 
     if (!oracle_agrees(status, faults))
-        fail_msg("n %u k %u types %u %u %u act %u scales %u zp %d %d a_scale %#x c_scale %#x: %s, "
-                 "the oracle says %#llx",
-                 desc->n, desc->k, desc->a_type, desc->c_type, desc->bias_type, desc->activation,
-                 desc->scale_count, desc->a_zero_point, desc->c_zero_point,
-                 oracle_bits(desc->a_scale), oracle_bits(desc->c_scale),
-                 gemmd_status_name_of(status), (unsigned long long)faults);
+        fail_msg("n %u k %u types %u %u %u %u act %u scales %u zp %d %d a_scale %#x c_scale %#x "
+                 "mode %u zero points %u group %u clip %#x %#x: %s, the oracle says %#llx %#llx",
+                 desc->n, desc->k, desc->a_type, desc->b_type, desc->c_type, desc->bias_type,
+                 desc->activation, desc->scale_count, desc->a_zero_point, desc->c_zero_point,
+                 oracle_bits(desc->a_scale), oracle_bits(desc->c_scale), desc->quantize_mode,
+                 desc->b_zero_points, desc->group, oracle_bits(desc->clip_lo),
+                 oracle_bits(desc->clip_hi), gemmd_status_name_of(status),
+                 (unsigned long long)(faults >> 64), (unsigned long long)faults);
     if (status != GEMMD_STATUS_OK)
         return false;
     assert_true((oracle_int)image.bytes == oracle_image_bytes(desc));
-    assert_true((oracle_int)image.weights_bytes == (oracle_int)desc->n * desc->k);
-    assert_int_equal((image.scales_offset | image.bias_offset | image.bytes) % 64, 0);
-    assert_in_range(image.scales_offset - image.weights_bytes, 0, 63);
+    assert_true((oracle_int)image.weights_bytes == oracle_weights_bytes(desc));
+    assert_int_equal((image.multipliers_offset | image.scales_offset | image.bias_offset |
+                      image.zero_points_offset | image.bytes) % 64, 0);
+    assert_in_range(image.multipliers_offset - image.weights_bytes, 0, 63);
+    assert_in_range(image.scales_offset - image.multipliers_offset - image.multipliers_bytes, 0,
+                    63);
     assert_in_range(image.bias_offset - image.scales_offset - 4ull * desc->scale_count, 0, 63);
-    if (desc->bias_type)
-        assert_in_range(image.bytes - image.bias_offset - 4ull * desc->n, 0, 63);
-    else
-        assert_int_equal(image.bytes, image.bias_offset);
+    assert_in_range(image.zero_points_offset - image.bias_offset -
+                    (desc->bias_type ? 4ull * desc->n : 0), 0, 63);
+    assert_in_range(image.bytes - image.zero_points_offset -
+                    (desc->b_zero_points ? desc->n : 0), 0, 63);
     return true;
 }
 
@@ -83,15 +89,19 @@ static void test_types(void **state)
     uint32_t accepted = 0;
 
     (void)state;
-    for (uint32_t word = 0; word < 8 * 8 * 8 * 8; word++) {
+    for (uint32_t word = 0; word < 8 * 8 * 8 * 8 * 8; word++) {
         desc.a_type = word & 7;
         desc.c_type = word >> 3 & 7;
         desc.bias_type = word >> 6 & 7;
         desc.activation = (uint8_t)(word >> 9 & 7);
+        desc.b_type = (uint8_t)(word >> 12 & 7);
+        desc.group = desc.b_type == GEMMD_ABI_TYPE_S4 ? 64 : 0;
         accepted += assert_desc(&desc);
     }
-    /* 2 types of A; u8, s8, f32: 3 biases x 2 activations; s32: 2 biases. */
-    assert_int_equal(accepted, 2 * (3 * 3 * 2 + 2));
+    /* u8 and s8 rows of s8 weights: to u8, s8, f32, bf16 with 3 biases x 6 activations, to s32 with
+     * 2 biases; f32 and bf16 rows of s8 weights, and u8, f32 and bf16 rows of s4 weights: to u8,
+     * s8, f32, bf16 with 2 biases x 6 activations. */
+    assert_int_equal(accepted, 2 * (4 * 3 * 6 + 2) + (2 + 3) * 4 * 2 * 6);
     for (uint32_t value = 8; value < 256; value++) {
         desc = good_desc();
         desc.a_type = (uint8_t)value;
@@ -105,7 +115,64 @@ static void test_types(void **state)
         desc = good_desc();
         desc.activation = (uint8_t)value;
         assert_false(assert_desc(&desc));
+        desc = good_desc();
+        desc.b_type = (uint8_t)value;
+        assert_false(assert_desc(&desc));
     }
+}
+
+/* Fields that only some layers have. */
+static void test_options(void **state)
+{
+    static const uint8_t types[][2] = {{1, 2}, {2, 2}, {4, 2}, {5, 2}, {1, 6}, {4, 6}, {5, 6}};
+    static const uint32_t groups[] = {0, 1, 16, 31, 32, 33, 48, 63, 64, 96, 127, 128, 129, 256,
+                                      UINT32_MAX};
+    uint32_t accepted = 0;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(types); i++)
+        for (uint32_t mode = 0; mode < 256; mode++)
+            for (uint32_t points = 0; points < 256; points += points < 3 ? 1 : 42)
+                for (size_t g = 0; g < COUNT(groups); g++) {
+                    struct gemmd_layer_desc_abi desc = good_desc();
+
+                    desc.a_type = types[i][0];
+                    desc.b_type = types[i][1];
+                    desc.quantize_mode = (uint8_t)mode;
+                    desc.b_zero_points = (uint8_t)points;
+                    desc.group = groups[g];
+                    accepted += assert_desc(&desc);
+                }
+    /* s8 weights: 2 + 2 x 2 modes, with and without zero points; s4: 3 groups, 1 + 2 x 2 modes. */
+    assert_int_equal(accepted, 6 * 2 + 5 * 3);
+}
+
+static void test_clip(void **state)
+{
+    (void)state;
+    for (uint8_t activation = 0; activation < 8; activation++)
+        for (size_t i = 0; i < COUNT(float_bits); i++)
+            for (size_t j = 0; j < COUNT(float_bits); j++) {
+                struct gemmd_layer_desc_abi desc = good_desc();
+
+                desc.activation = activation;
+                desc.clip_lo = from_bits(float_bits[i]);
+                desc.clip_hi = from_bits(float_bits[j]);
+                assert_desc(&desc);
+            }
+}
+
+/* With zero points of B the sums have less room. */
+static void test_depth_with_zero_points(void **state)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+
+    (void)state;
+    desc.b_zero_points = 1;
+    for (desc.k = 33000; desc.k < 33050; desc.k++)
+        assert_int_equal(assert_desc(&desc), desc.k <= 33025);
+    desc.k = 65536;
+    assert_false(assert_desc(&desc));
 }
 
 static void test_extents(void **state)
@@ -157,8 +224,8 @@ static void test_zero_points(void **state)
     struct gemmd_layer_desc_abi desc = good_desc();
 
     (void)state;
-    for (uint8_t a_type = 1; a_type <= 2; a_type++)
-        for (uint8_t c_type = 1; c_type <= 4; c_type++)
+    for (uint8_t a_type = 1; a_type <= 5; a_type++)
+        for (uint8_t c_type = 1; c_type <= 5; c_type++)
             for (size_t i = 0; i < COUNT(zero_points); i++)
                 for (size_t j = 0; j < COUNT(zero_points); j++) {
                     desc.a_type = a_type;
@@ -178,7 +245,9 @@ static void test_scales(void **state)
         for (size_t j = 0; j < COUNT(float_bits); j++) {
             desc.a_scale = from_bits(float_bits[i]);
             desc.c_scale = from_bits(float_bits[j]);
-            assert_desc(&desc);
+            for (desc.a_type = 1; desc.a_type <= 5; desc.a_type++)
+                assert_desc(&desc);
+            desc.a_type = GEMMD_ABI_TYPE_U8;
         }
     for (int i = 0; i < 1000000; i++) {
         desc.a_scale = from_bits((uint32_t)random_u64());
@@ -190,11 +259,14 @@ static void test_scales(void **state)
 static void test_reserved(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < 8; i++)
+    for (size_t i = 0; i < 4; i++)
         for (uint32_t bit = 0; bit < 32; bit++) {
             struct gemmd_layer_desc_abi desc = good_desc();
 
             desc.reserved[i] = UINT32_C(1) << bit;
+            assert_false(assert_desc(&desc));
+            desc = good_desc();
+            desc.reserved0 = (uint8_t)(1u << bit % 8);
             assert_false(assert_desc(&desc));
         }
 }
@@ -210,6 +282,10 @@ static void test_random_descs(void **state)
         desc.n = extents[random_below(COUNT(extents))];
         desc.k = extents[random_below(COUNT(extents))];
         desc.scale_count = random_below(2) ? desc.n : 1;
+        if (random_below(2)) {
+            desc.b_type = GEMMD_ABI_TYPE_S4;
+            desc.group = UINT32_C(32) << random_below(3);
+        }
         memcpy(bytes, &desc, sizeof(bytes));
         while (flips--)
             bytes[random_below(sizeof(bytes))] ^= (unsigned char)(1 << random_below(8));
@@ -316,7 +392,7 @@ static void test_names(void **state)
 
 static void test_type_bytes(void **state)
 {
-    static const uint32_t bytes[] = {0, 1, 1, 4, 4};
+    static const uint32_t bytes[] = {0, 1, 1, 4, 4, 2};
 
     (void)state;
     for (uint32_t type = 0; type < 256; type++)
@@ -327,6 +403,8 @@ static void test_type_bytes(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_options),      cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_depth_with_zero_points),
         cmocka_unit_test(test_types),        cmocka_unit_test(test_extents),
         cmocka_unit_test(test_image_limit),  cmocka_unit_test(test_zero_points),
         cmocka_unit_test(test_scales),       cmocka_unit_test(test_reserved),

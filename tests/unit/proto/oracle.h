@@ -14,21 +14,22 @@
 #include "proto/validate.h"
 
 __extension__ typedef __int128 oracle_int;
+__extension__ typedef unsigned __int128 oracle_set;
 
-#define FAULT(status) (UINT64_C(1) << GEMMD_STATUS_##status)
+#define FAULT(status) ((oracle_set)1 << GEMMD_STATUS_##status)
 
-static inline bool oracle_agrees(enum gemmd_status status, uint64_t faults)
+static inline bool oracle_agrees(enum gemmd_status status, oracle_set faults)
 {
     if (status == GEMMD_STATUS_OK)
         return faults == 0;
-    return (int)status > 0 && (int)status < 64 && (faults >> status & 1);
+    return (int)status > 0 && (int)status < 128 && (faults >> status & 1);
 }
 
 /* ---- jobs ------------------------------------------------------------------------------------ */
 
-static inline uint64_t oracle_job_form(const struct gemmd_sqe *sqe)
+static inline oracle_set oracle_job_form(const struct gemmd_sqe *sqe)
 {
-    uint64_t faults = 0;
+    oracle_set faults = 0;
 
     if (sqe->op != 1 && sqe->op != 2)
         faults |= FAULT(OP);
@@ -48,13 +49,13 @@ static inline uint64_t oracle_job_form(const struct gemmd_sqe *sqe)
     return faults;
 }
 
-static inline uint64_t oracle_job_operands(const struct gemmd_sqe *sqe,
+static inline oracle_set oracle_job_operands(const struct gemmd_sqe *sqe,
                                            const struct gemmd_job_shape *shape, uint64_t arena)
 {
     const oracle_int m = sqe->m, a = sqe->a_offset, c = sqe->c_offset;
     const oracle_int a_end = a + (m - 1) * sqe->a_stride_bytes + shape->a_row_bytes;
     const oracle_int c_end = c + (m - 1) * sqe->c_stride_bytes + shape->c_row_bytes;
-    uint64_t faults = 0;
+    oracle_set faults = 0;
 
     if (m == 0)
         return 0;
@@ -103,19 +104,55 @@ static inline bool oracle_inverse_finite(float value)
     return oracle_bits(value) > UINT32_C(0x00200000); /* 2^-128, a denormal */
 }
 
-static inline uint64_t oracle_layer_types(const struct gemmd_layer_desc_abi *desc)
+static inline oracle_set oracle_layer_types(const struct gemmd_layer_desc_abi *desc)
 {
-    const bool s32 = desc->c_type == 3;
-    uint64_t faults = 0;
+    const bool real_a = desc->a_type == 4 || desc->a_type == 5;
+    const bool s32 = desc->c_type == 3, s4 = desc->b_type == 6;
+    oracle_set faults = 0;
 
-    if (desc->a_type < 1 || desc->a_type > 2)
+    if (desc->a_type != 1 && desc->a_type != 2 && !real_a)
         faults |= FAULT(A_TYPE);
-    if (desc->c_type < 1 || desc->c_type > 4)
+    if (desc->b_type != 2 && desc->b_type != 6)
+        faults |= FAULT(B_TYPE);
+    if (s4 && desc->a_type == 2)
+        faults |= FAULT(B_TYPE);
+    if (desc->c_type < 1 || desc->c_type > 5 || (s32 && (real_a || s4)))
         faults |= FAULT(C_TYPE);
-    if (desc->bias_type != 0 && desc->bias_type != 3 && (desc->bias_type != 4 || s32))
+    if (desc->bias_type != 0 && desc->bias_type != 3 && desc->bias_type != 4)
         faults |= FAULT(BIAS_TYPE);
-    if (desc->activation != 0 && (desc->activation != 1 || s32))
+    if ((desc->bias_type == 4 && s32) || (desc->bias_type == 3 && (real_a || s4)))
+        faults |= FAULT(BIAS_TYPE);
+    if (desc->activation > 5 || (desc->activation != 0 && s32))
         faults |= FAULT(ACTIVATION);
+    return faults;
+}
+
+/* lo <= hi of finite floats, by their bits as sign and magnitude. */
+static inline bool oracle_ordered(float lo, float hi)
+{
+    const uint32_t a = oracle_bits(lo), b = oracle_bits(hi);
+    const int64_t x = a >> 31 ? -(int64_t)(a & 0x7fffffff) : a;
+    const int64_t y = b >> 31 ? -(int64_t)(b & 0x7fffffff) : b;
+
+    return oracle_finite(lo) && oracle_finite(hi) && x <= y;
+}
+
+/* Fields that have to be 0 unless a type or an activation asks for them. */
+static inline oracle_set oracle_layer_options(const struct gemmd_layer_desc_abi *desc)
+{
+    const bool real_a = desc->a_type == 4 || desc->a_type == 5, s4 = desc->b_type == 6;
+    const bool zero_clip = ((oracle_bits(desc->clip_lo) | oracle_bits(desc->clip_hi)) << 1) == 0;
+    oracle_set faults = 0;
+
+    if (desc->quantize_mode != 0 && !(desc->quantize_mode == 1 && real_a))
+        faults |= FAULT(QUANTIZE_MODE);
+    if (desc->b_zero_points != 0 && !(desc->b_zero_points == 1 && !s4))
+        faults |= FAULT(B_ZERO_POINTS);
+    if (s4 != (desc->group == 32 || desc->group == 64 || desc->group == 128) ||
+        (!s4 && desc->group != 0))
+        faults |= FAULT(GROUP);
+    if (!(desc->activation == 2 ? oracle_ordered(desc->clip_lo, desc->clip_hi) : zero_clip))
+        faults |= FAULT(CLIP);
     return faults;
 }
 
@@ -127,25 +164,35 @@ static inline bool oracle_zero_point(uint8_t type, int32_t value)
     return value >= low && value <= high;
 }
 
+static inline oracle_int oracle_weights_bytes(const struct gemmd_layer_desc_abi *desc)
+{
+    return (oracle_int)desc->n * (desc->b_type == 6 ? desc->k / 2 + desc->k % 2 : desc->k);
+}
+
 static inline oracle_int oracle_image_bytes(const struct gemmd_layer_desc_abi *desc)
 {
-    oracle_int bytes = (oracle_int)desc->n * desc->k;
+    oracle_int bytes = (oracle_weights_bytes(desc) + 63) / 64 * 64;
 
+    if (desc->b_type == 6 && desc->group)
+        bytes += (oracle_int)desc->n * 2 * (desc->k / desc->group + (desc->k % desc->group != 0));
     bytes = (bytes + 63) / 64 * 64 + (oracle_int)desc->scale_count * 4;
     bytes = (bytes + 63) / 64 * 64;
     if (desc->bias_type)
         bytes += (oracle_int)desc->n * 4;
+    bytes = (bytes + 63) / 64 * 64;
+    if (desc->b_zero_points)
+        bytes += desc->n;
     return (bytes + 63) / 64 * 64;
 }
 
-static inline uint64_t oracle_layer_desc(const struct gemmd_layer_desc_abi *desc)
+static inline oracle_set oracle_layer_desc(const struct gemmd_layer_desc_abi *desc)
 {
-    static const uint32_t zeros[8];
-    uint64_t faults = oracle_layer_types(desc);
+    static const uint32_t zeros[4];
+    oracle_set faults = oracle_layer_types(desc) | oracle_layer_options(desc);
 
     if (desc->n < 1 || desc->n > 1048576)
         faults |= FAULT(N);
-    if (desc->k < 1 || desc->k > 65536)
+    if (desc->k < 1 || desc->k > 65536 || (desc->b_zero_points && desc->k > 33025))
         faults |= FAULT(K);
     if (desc->scale_count != 1 && desc->scale_count != desc->n)
         faults |= FAULT(SCALE_COUNT);
@@ -153,11 +200,12 @@ static inline uint64_t oracle_layer_desc(const struct gemmd_layer_desc_abi *desc
         faults |= FAULT(A_ZERO_POINT);
     if (!oracle_zero_point(desc->c_type, desc->c_zero_point))
         faults |= FAULT(C_ZERO_POINT);
-    if (!oracle_scale(desc->a_scale))
+    if (!oracle_scale(desc->a_scale) ||
+        (desc->a_type > 3 && oracle_bits(desc->a_scale) != UINT32_C(0x3f800000)))
         faults |= FAULT(A_SCALE);
     if (!oracle_scale(desc->c_scale) || !oracle_inverse_finite(desc->c_scale))
         faults |= FAULT(C_SCALE);
-    if (memcmp(desc->reserved, zeros, sizeof(zeros)) != 0)
+    if (desc->reserved0 != 0 || memcmp(desc->reserved, zeros, sizeof(zeros)) != 0)
         faults |= FAULT(RESERVED);
     if (oracle_image_bytes(desc) > UINT64_C(4294967296))
         faults |= FAULT(LAYER_BYTES);

@@ -57,18 +57,23 @@ static void scene_open_layer(struct executor_scene *scene, uint32_t n, uint32_t 
     assert_true(gemm_packed_bytes(kernel, n, k) <= sizeof(scene->packed));
     for (uint32_t i = 0; i < n * k; i++)
         scene->weights[i] = (int8_t)(i * 29 + i / 7);
-    scene->layer = (struct layer){.weights = {kernel, n, k, scene->packed}};
+    scene->layer = (struct layer){.view = {.s8 = {kernel, n, k, scene->packed},
+                                           .n = n,
+                                           .k = k,
+                                           .nr = kernel->nr,
+                                           .mr = kernel->mr,
+                                           .kernel_id = kernel->id}};
     scene->layer.shape = (struct gemmd_job_shape){k, n * 4, 4};
     gemm_pack(kernel, n, k, scene->weights, k, scene->packed, scene->offset);
     memset(scene->offset, 0, sizeof(scene->offset)); /* no zero points */
     for (int i = 0; i < SCENE_N_MAX; i++)
         scene->scale[i] = 1.0f;
-    scene->layer.epilogue = (struct gemm_epilogue){.a_type = GEMM_TYPE_U8,
-                                                   .c_type = GEMM_TYPE_F32,
-                                                   .inverse_c_scale = 1.0f,
-                                                   .offset = scene->offset,
-                                                   .scale = scene->scale,
-                                                   .bias = scene->bias};
+    scene->layer.view.epilogue = (struct gemm_epilogue){.a_type = GEMM_TYPE_U8,
+                                                        .c_type = GEMM_TYPE_F32,
+                                                        .inverse_c_scale = 1.0f,
+                                                        .offset = scene->offset,
+                                                        .scale = scene->scale,
+                                                        .bias = scene->bias};
 }
 
 static void scene_open_client(struct executor_scene *scene, struct executor_client *client)

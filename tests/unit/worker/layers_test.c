@@ -48,7 +48,8 @@ static enum gemmd_status create(uint32_t n, int seed, uint32_t uid, struct layer
 {
     struct gemmd_layer_desc_abi desc = {.n = n, .k = K, .a_type = GEMMD_ABI_TYPE_U8,
                                         .c_type = GEMMD_ABI_TYPE_F32, .scale_count = 1,
-                                        .a_scale = 1, .c_scale = 1};
+                                        .a_scale = 1, .c_scale = 1,
+                                        .b_type = GEMMD_ABI_TYPE_S8};
     struct gemmd_layer_image parts;
     enum gemmd_status status;
     uint64_t id[2];

@@ -232,6 +232,21 @@ bool machine_is_sanitized(void)
 #endif
 }
 
+bool machine_delays_signals(void)
+{
+#if defined(__SANITIZE_THREAD__)
+    return true;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+    return true;
+#else
+    return false;
+#endif
+#else
+    return false;
+#endif
+}
+
 void machine_adopt_orphans(void)
 {
     prctl(PR_SET_CHILD_SUBREAPER, 1);

@@ -41,5 +41,8 @@ void machine_adopt_orphans(void);
 
 /* True in a build with a sanitizer, where times and memory are another program's. */
 bool machine_is_sanitized(void);
+/* The thread sanitizer alone: it holds signals that another process sent back until a system call.
+ */
+bool machine_delays_signals(void);
 
 #endif

@@ -153,7 +153,9 @@ static void test_counters(void **state)
         assert_int_equal(after.session_jobs - before.session_jobs, JOBS);
         assert_int_equal(after.jobs - before.jobs, JOBS);
         calls = after.session_syscalls - before.session_syscalls;
-        assert_int_equal(calls, after.session_doorbells - before.session_doorbells);
+        /* A sanitized build is so slow that the library may look whether the worker still lives. */
+        if (!machine_is_sanitized())
+            assert_int_equal(calls, after.session_doorbells - before.session_doorbells);
     }
     printf("%d jobs: %lu system calls of the client, %lu of the dispatcher, %lu doorbells\n", JOBS,
            (unsigned long)calls, (unsigned long)(after.syscalls - before.syscalls),

@@ -130,9 +130,22 @@ static void change_every_byte(const char *name)
 
 static void test_changed_at_every_byte(void **state)
 {
+    struct layer_case other;
+    int fd;
+
     (void)state;
+    /* Keeps an extent of the pool: each load would map one, and make its pages huge, for 40 ms. */
+    layer_case_plain(&other, 16, 16, 2);
+    model_write(path_of("other.safetensors"), &other, 1);
+    layer_case_fini(&other);
+    REQUIRE(model_pack(path_of("other.safetensors"), path_of("other.gpk"), NULL, NULL, NULL, 0) ==
+            0);
+    fd = open(path_of("other.gpk"), O_RDONLY | O_CLOEXEC);
+    assert_int_equal(gemmd_layers_load(session, fd, "stays", NULL), 1);
+    close(fd);
     change_every_byte("packed.gpk");
     change_every_byte("raw.gpk");
+    assert_int_equal(gemmd_layers_unload(session, "stays", NULL), 1);
     assert_int_equal(layer_bytes(), 0);
 }
 
@@ -400,7 +413,7 @@ static int tear_down(void **state)
 {
     static const char *const names[] = {"small.safetensors", "both.gpk", "raw.gpk", "packed.gpk",
                                         "cut", "nan.safetensors", "bad.safetensors", "manifest",
-                                        "cut.gpk"};
+                                        "cut.gpk", "other.safetensors", "other.gpk"};
 
     (void)state;
     gemmd_close(&session);

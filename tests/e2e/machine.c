@@ -65,7 +65,7 @@ unsigned machine_fds_settled(pid_t pid)
     while (same < 10) {
         unsigned now;
 
-        usleep(1000);
+        usleep(10000); /* of a busy machine the worker may get nothing for some time */
         now = machine_fds(pid);
         same = now == count ? same + 1 : 0;
         count = now;

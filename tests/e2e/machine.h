@@ -19,7 +19,7 @@ void machine_skip_unless_root(void);
 /* Open file descriptors of a process. */
 unsigned machine_fds(pid_t pid);
 
-/* The same once it has stayed for 10 ms: sessions of a moment ago have been closed. */
+/* The same once it has stayed for 100 ms: sessions of a moment ago have been closed. */
 unsigned machine_fds_settled(pid_t pid);
 
 /* Lines of /proc/PID/maps that hold `text`: mappings of a segment. */

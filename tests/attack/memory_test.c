@@ -10,7 +10,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -281,21 +283,26 @@ static pid_t dispatcher_of(pid_t pid)
     return found;
 }
 
-/* The index-th mapping of `text` in the process. */
-static uintptr_t mapping_of(pid_t pid, const char *text, unsigned index)
+/* Where the process has mapped the file of `fd`. */
+static uintptr_t mapping_of(pid_t pid, int fd)
 {
-    char path[64], line[512];
+    unsigned long inode = 0;
+    unsigned device[2];
     uintptr_t address = 0;
+    bool found = false;
+    char path[64], line[512];
+    struct stat status;
     FILE *file;
 
     snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
     file = fopen(path, "re");
-    REQUIRE(file != NULL);
-    while (!address && fgets(line, sizeof(line), file))
-        if (strstr(line, text) && index-- == 0)
-            address = strtoul(line, NULL, 16);
+    REQUIRE(file != NULL && fstat(fd, &status) == 0);
+    while (!found && fgets(line, sizeof(line), file))
+        found = sscanf(line, "%lx-%*x %*s %*s %x:%x %lu", &address, &device[0], &device[1],
+                       &inode) == 4 &&
+                makedev(device[0], device[1]) == status.st_dev && inode == status.st_ino;
     fclose(file);
-    REQUIRE(address != 0);
+    REQUIRE(found);
     return address;
 }
 
@@ -319,18 +326,15 @@ static void inject_memory_error(uintptr_t address)
 /* The victim's session ends; everybody else's, and the worker, go on. */
 static void test_memory_error(void **state)
 {
-    static const char *const segments[] = {"gemmd-arena", "gemmd-c2w", "gemmd-w2c"};
-
     (void)state;
     if (machine_delays_signals())
         harness_skip("the thread sanitizer delays injected signals");
-    for (unsigned i = 0; i < 3; i++) {
+    for (unsigned segment = 0; segment < 3; segment++) {
         struct raw victim;
 
         raw_open(&victim, worker.socket, 8, MIB);
         assert_int_equal(run_job(&victim, 3), GEMMD_STATUS_OK);
-        /* Mappings grow downwards: the newest is the lowest. */
-        inject_memory_error(mapping_of(worker.pid, segments[i], 0) + 4096);
+        inject_memory_error(mapping_of(worker.pid, victim.fds[segment]) + 4096);
         assert_true(raw_is_ended(&victim, 5000));
         raw_close(&victim);
         check_bystander();

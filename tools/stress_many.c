@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "tools/stress_machine.h"
 #include "tools/stress_transport.h"
@@ -37,16 +36,6 @@ struct many {
     uint64_t churned; /* written by its thread, read after it has ended */
     int churn_error;
 };
-
-static void raise_files_limit(void)
-{
-    struct rlimit files;
-
-    if (getrlimit(RLIMIT_NOFILE, &files) < 0 || files.rlim_cur == files.rlim_max)
-        return;
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-}
 
 static int connect_small(const char *socket, struct gemmd **out)
 {
@@ -232,7 +221,7 @@ int transport_measure_many(const char *socket, const char *layer_name, struct tr
     if (!many)
         return -ENOMEM;
     many->socket = socket;
-    raise_files_limit();
+    stress_raise_files_limit();
     error = open_all(many, layer_name, out);
     if (!error)
         error = measure_polling(many, out);

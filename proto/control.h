@@ -279,7 +279,7 @@ struct gemmd_msg_info_reply {
 struct gemmd_msg_list {
     struct gemmd_msg_header header;
     uint32_t index;    /* 16: 0 .. count - 1; the order may change as layers come and go */
-    uint32_t reserved; /* 20 */
+    uint32_t reserved; /* 20: 0 */
 };
 
 /* Of the jobs of a layer or a session, ns; known to a quarter. */

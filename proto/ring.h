@@ -278,4 +278,12 @@ static inline bool gemmd_wake_wanted(const struct gemmd_client_line *client, uin
     return true;
 }
 
+/* Worker: nothing more is written here.  The caller wakes cq_futex, armed or not: a client that
+ * loads the new value sees ENDED when it looks again, one that loaded the old does not sleep. */
+static inline void gemmd_rings_end(struct gemmd_worker_line *worker)
+{
+    gemmd_store_release(&worker->state, GEMMD_WORKER_ENDED);
+    gemmd_store_release(&worker->cq_futex, gemmd_load_relaxed(&worker->cq_futex) + 1);
+}
+
 #endif

@@ -34,6 +34,10 @@ struct bench_options {
     const char *plot; /* path of a PNG, or NULL */
 };
 
+/* `count` numbers, 1 (or 0, where `zero`) to their maxima, separated by commas. */
+bool bench_parse_numbers(const char *text, const uint32_t *max, uint32_t *out, size_t count,
+                         bool zero);
+
 /* ---- machine (bench_machine.c) --------------------------------------------------------------- */
 
 enum bench_pages { BENCH_PAGES_HUGETLB, BENCH_PAGES_THP, BENCH_PAGES_SMALL };
@@ -95,6 +99,8 @@ struct bench_ours;
 /* The level's kernel; NULL `level`: the measured choice.  NULL when this machine lacks it.  Writes
  * the kernel's name and level. */
 bool bench_ours_select(const char *level, const char **kernel_name, const char **level_name);
+/* The kernel of this name; false when there is none, or this machine lacks it. */
+bool bench_ours_select_kernel(const char *name);
 struct bench_ours *bench_ours_open(const struct bench_problem *problem,
                                    struct bench_machine *machine);
 void bench_ours_close(struct bench_ours *ours);

@@ -67,6 +67,20 @@ bool bench_ours_select(const char *level, const char **kernel_name, const char *
     return true;
 }
 
+bool bench_ours_select_kernel(const char *name)
+{
+    size_t count;
+    const struct gemm_kernel *kernels = gemm_kernels(&count);
+    uint32_t present = cpu_detect();
+
+    selected = NULL;
+    for (size_t i = 0; i < count; i++) {
+        if (!strcmp(kernels[i].name, name) && present & UINT32_C(1) << kernels[i].level)
+            selected = &kernels[i];
+    }
+    return selected != NULL;
+}
+
 static void *checked(void *memory)
 {
     if (!memory) {

@@ -5,20 +5,16 @@
 #include "tools/bench_sharing.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/utsname.h>
-#include <sys/wait.h>
 #include <sysexits.h>
-#include <unistd.h>
 
 #include "client/gemmd.h"
+#include "tools/bench_worker.h"
 
 static const char usage_text[] =
     "usage: gemmd-bench sharing [option ...]\n"
@@ -41,109 +37,21 @@ static const char usage_text[] =
     "  --help\n"
     "exit status: 0 ok, 64 usage, 69 no worker, 70 internal, or results that differ\n";
 
-enum { WORKER_OPTIONS_MAX = 8 };
-
 struct sharing_options {
     uint32_t processes[SHARING_COUNTS_MAX], count_count;
     uint32_t layers, repetitions;
     double seconds;
-    const char *worker, *cpus, *plot;
-    const char *worker_options[WORKER_OPTIONS_MAX];
-    uint32_t worker_option_count;
+    const char *plot;
+    struct bench_worker worker;
     bool json;
-};
-
-struct sharing_worker {
-    pid_t pid;
-    char directory[64], socket[96];
-    uint64_t pool_bytes_used;
-    char kernel[64], cpu_count[16];
 };
 
 struct sharing_report {
     const struct sharing_options *options;
-    struct sharing_worker worker;
+    struct gemmd_info worker;
     const char *peer;
     struct sharing_outcome outcomes[SHARING_COUNTS_MAX][SHARING_SIDES];
 };
-
-/* ---- the worker ------------------------------------------------------------------------------ */
-
-/* A build's worker/gemmd for tools/gemmd-bench, an installation's gemmd. */
-static void find_worker(const struct sharing_options *options, char *out, size_t bytes)
-{
-    static const char *const beside[] = {"/../worker/gemmd", "/gemmd"};
-    const char *given = options->worker ? options->worker : getenv("GEMMD_WORKER");
-    char self[512];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
-
-    snprintf(out, bytes, "%s", given ? given : "gemmd");
-    if (given || length < 0)
-        return;
-    self[length] = '\0';
-    *strrchr(self, '/') = '\0';
-    for (size_t i = 0; i < 2; i++) {
-        char path[600];
-
-        snprintf(path, sizeof(path), "%s%s", self, beside[i]);
-        if (access(path, X_OK) == 0) {
-            snprintf(out, bytes, "%s", path);
-            return;
-        }
-    }
-}
-
-static void exec_worker(const struct sharing_options *options, const struct sharing_worker *worker,
-                        int ready_fd)
-{
-    char path[600], fd[16];
-    const char *arguments[16 + WORKER_OPTIONS_MAX] = {
-        path, "--socket", worker->socket, "--pool-bytes", "512M", "--ready-fd", fd};
-    uint32_t count = 7;
-
-    find_worker(options, path, sizeof(path));
-    snprintf(fd, sizeof(fd), "%d", ready_fd);
-    for (uint32_t i = 0; i < options->worker_option_count; i++)
-        arguments[count++] = options->worker_options[i];
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    execvp(path, (char *const *)(uintptr_t)arguments);
-    fprintf(stderr, "gemmd-bench: %s: %s; see --worker\n", path, strerror(errno));
-    _exit(EX_UNAVAILABLE);
-}
-
-static bool start_worker(const struct sharing_options *options, struct sharing_worker *worker)
-{
-    int ready[2];
-    char byte;
-    bool is_ready;
-
-    snprintf(worker->directory, sizeof(worker->directory), "/tmp/gemmd-bench-XXXXXX");
-    if (!mkdtemp(worker->directory) || pipe(ready) < 0)
-        return false;
-    snprintf(worker->socket, sizeof(worker->socket), "%s/worker.sock", worker->directory);
-    worker->pid = fork();
-    if (worker->pid == 0) {
-        close(ready[0]);
-        exec_worker(options, worker, ready[1]);
-    }
-    close(ready[1]);
-    is_ready = worker->pid > 0 && read(ready[0], &byte, 1) == 1;
-    close(ready[0]);
-    return is_ready;
-}
-
-static void stop_worker(struct sharing_worker *worker)
-{
-    char lock[128];
-
-    if (worker->pid > 0) {
-        kill(worker->pid, SIGTERM);
-        waitpid(worker->pid, NULL, 0);
-    }
-    snprintf(lock, sizeof(lock), "%s.lock", worker->socket);
-    unlink(lock);
-    rmdir(worker->directory);
-}
 
 /* ---- measuring ------------------------------------------------------------------------------- */
 
@@ -191,7 +99,7 @@ static void measure_count(struct sharing_report *report, const struct sharing_mo
                 continue;
             }
             sharing_run(model, side, options->processes[index], options->seconds,
-                        report->worker.socket, &all[side][r]);
+                        report->options->worker.socket, &all[side][r]);
             if (side == SHARING_WORKER)
                 all[side][r].weight_bytes = report->worker.pool_bytes_used;
         }
@@ -215,7 +123,7 @@ static void print_head(const struct sharing_report *report)
     struct utsname name;
 
     uname(&name);
-    printf("%s %s, worker %s on %s CPUs, peer %s\n", name.sysname, name.release,
+    printf("%s %s, worker %s on %u CPUs, peer %s\n", name.sysname, name.release,
            report->worker.kernel, report->worker.cpu_count, report->peer);
     printf("one row of each process through %u layers of %d x %d, medians of %u runs of %.1f s\n\n",
            report->options->layers, SHARING_NARROW, SHARING_WIDE, report->options->repetitions,
@@ -250,7 +158,7 @@ static void print_json(const struct sharing_report *report)
     struct utsname name;
 
     uname(&name);
-    printf("{\"kernel\":\"%s %s\",\"worker\":\"%s\",\"cpus\":%s,\"peer\":\"%s\",\"layers\":%u,"
+    printf("{\"kernel\":\"%s %s\",\"worker\":\"%s\",\"cpus\":%u,\"peer\":\"%s\",\"layers\":%u,"
            "\"seconds\":%g,\"repetitions\":%u,\"results\":[", name.sysname, name.release,
            report->worker.kernel, report->worker.cpu_count, report->peer, report->options->layers,
            report->options->seconds, report->options->repetitions);
@@ -374,13 +282,10 @@ static bool apply(struct sharing_options *options, int id)
     case OPTION_CPUS:
         return pin(optarg);
     case OPTION_WORKER:
-        options->worker = optarg;
+        options->worker.program = optarg;
         return true;
     case OPTION_WORKER_OPTION:
-        if (options->worker_option_count == WORKER_OPTIONS_MAX)
-            return false;
-        options->worker_options[options->worker_option_count++] = optarg;
-        return true;
+        return bench_worker_argument(&options->worker, optarg);
     case OPTION_QUICK:
         set_quick(options);
         return true;
@@ -408,16 +313,12 @@ static bool agree(const struct sharing_report *report, uint32_t index)
 
 static int measure(struct sharing_report *report, struct sharing_model *model)
 {
-    struct gemmd *session = sharing_upload(model, report->worker.socket);
-    struct gemmd_info info;
+    struct gemmd *session = sharing_upload(model, report->options->worker.socket);
     int code = 0;
 
-    if (!session || gemmd_get_info(session, &info) < 0)
+    if (!session || gemmd_get_info(session, &report->worker) < 0)
         return EX_UNAVAILABLE;
-    report->worker.pool_bytes_used = info.pool_bytes_used;
-    memcpy(report->worker.kernel, info.kernel, sizeof(report->worker.kernel));
     model->kernel = report->worker.kernel;
-    snprintf(report->worker.cpu_count, sizeof(report->worker.cpu_count), "%u", info.cpu_count);
     if (!report->options->json)
         print_head(report);
     for (uint32_t i = 0; i < report->options->count_count; i++) {
@@ -439,7 +340,9 @@ int bench_sharing(int argc, char **argv)
                                       .count_count = 5,
                                       .layers = SHARING_LAYERS_MAX,
                                       .repetitions = 5,
-                                      .seconds = 1};
+                                      .seconds = 1,
+                                      .worker = {.arguments = {"--pool-bytes", "512M"},
+                                                 .argument_count = 2}};
     static struct sharing_report report;
     static struct sharing_model model;
     int id, code = EX_UNAVAILABLE;
@@ -456,9 +359,9 @@ int bench_sharing(int argc, char **argv)
     sharing_peer_exists(&report.peer);
     if (!make_model(&model, options.layers))
         return EX_SOFTWARE;
-    if (start_worker(&options, &report.worker))
+    if (bench_worker_start(&options.worker))
         code = measure(&report, &model);
-    stop_worker(&report.worker);
+    bench_worker_stop(&options.worker);
     if (code == 0 && options.json)
         print_json(&report);
     if (code == 0 && options.plot && plot(&report) < 0) {

@@ -2,6 +2,7 @@
  * gemmd-bench: speed of the kernels beside a peer and beside what the machine gives.
  */
 #include "tools/bench.h"
+#include "tools/bench_path.h"
 #include "tools/bench_sharing.h"
 
 #include <errno.h>
@@ -15,6 +16,7 @@ enum { ROUNDS = 7, ROUNDS_QUICK = 3, M_MAX = 1 << 20, N_MAX = 1 << 20, K_MAX = 6
 static const char usage_text[] =
     "usage: gemmd-bench kernels [option ...]\n"
     "       gemmd-bench sharing [option ...]   (gemmd-bench sharing --help)\n"
+    "       gemmd-bench path [option ...]      (gemmd-bench path --help)\n"
     "Measures the GEMM kernels beside oneDNN, beside the peak of the machine's multiplication and\n"
     "beside its read bandwidths, all in one run.\n"
     "\n"
@@ -72,9 +74,8 @@ static int complain(const char *what, const char *value)
     return EX_USAGE;
 }
 
-/* `count` numbers, 1 (or 0, where `zero`) to their maxima, separated by commas. */
-static bool parse_numbers(const char *text, const uint32_t *max, uint32_t *out, size_t count,
-                          bool zero)
+bool bench_parse_numbers(const char *text, const uint32_t *max, uint32_t *out, size_t count,
+                         bool zero)
 {
     for (size_t i = 0; i < count; i++) {
         char *end;
@@ -99,7 +100,7 @@ static int add_shape(struct bench_options *options, const char *text)
     static const uint32_t max[3] = {M_MAX, N_MAX, K_MAX};
     uint32_t mnk[3];
 
-    if (!parse_numbers(text, max, mnk, 3, false))
+    if (!bench_parse_numbers(text, max, mnk, 3, false))
         return complain("a shape is M,N,K", text);
     if (options->shape_count == BENCH_SHAPES_MAX)
         return complain("too many shapes", text);
@@ -113,7 +114,7 @@ static int parse_cpus(struct bench_options *options, const char *text)
     bool two = strchr(text, ',') != NULL;
     uint32_t cpus[2] = {0, 0};
 
-    if (!parse_numbers(text, max, cpus, two ? 2 : 1, true))
+    if (!bench_parse_numbers(text, max, cpus, two ? 2 : 1, true))
         return complain("CPUs are A or A,B", text);
     memcpy(options->cpus, cpus, sizeof(cpus));
     options->cpus_given = true;
@@ -151,11 +152,11 @@ static int parse_option(struct bench_options *options, int id, const char **grou
         options->quick = true;
         return 0;
     case OPTION_ROUNDS:
-        return parse_numbers(optarg, &rounds_max, &options->rounds, 1, false)
+        return bench_parse_numbers(optarg, &rounds_max, &options->rounds, 1, false)
                    ? 0
                    : complain("rounds are 1 to 31", optarg);
     case OPTION_THREADS:
-        return parse_numbers(optarg, &threads_max, &options->threads, 1, false)
+        return bench_parse_numbers(optarg, &threads_max, &options->threads, 1, false)
                    ? 0
                    : complain("threads are 1 or 2", optarg);
     case OPTION_CPU:
@@ -221,7 +222,8 @@ static int parse(struct bench_options *options, int argc, char **argv)
             return status;
     }
     if (argc - optind != 1 || strcmp(argv[optind], "kernels"))
-        return complain("what to measure: kernels or sharing", argc > optind ? argv[optind] : "");
+        return complain("what to measure: kernels, sharing or path",
+                        argc > optind ? argv[optind] : "");
     status = complete(options, group);
     if (status || !list)
         return status;
@@ -280,6 +282,8 @@ int main(int argc, char **argv)
 
     if (argc > 1 && !strcmp(argv[1], "sharing"))
         return bench_sharing(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "path"))
+        return bench_path(argc - 1, argv + 1);
     status = parse(&options, argc, argv);
     if (status < 0)
         status = EX_OK;

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -53,6 +54,16 @@ int stress_pin(uint32_t cpu)
     CPU_ZERO(&cpus);
     CPU_SET(cpu, &cpus);
     return sched_setaffinity(0, sizeof(cpus), &cpus) < 0 ? -errno : 0;
+}
+
+void stress_raise_files_limit(void)
+{
+    struct rlimit files;
+
+    if (getrlimit(RLIMIT_NOFILE, &files) < 0 || files.rlim_cur == files.rlim_max)
+        return;
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
 }
 
 /* True when the list "0-3,8" in a sysfs file of `cpu` names `other`. */

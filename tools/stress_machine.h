@@ -32,6 +32,9 @@ double stress_ns_per_tick(void);
 /* Pins the calling thread.  0 or -errno. */
 int stress_pin(uint32_t cpu);
 
+/* As many open files as this process may have: a session of a thread has some. */
+void stress_raise_files_limit(void);
+
 /* An allowed CPU to pair with `cpu` for a transfer between two cores: of the same L3 and not its
  * hyper-thread if possible, at any rate another one.  -1: there is none. */
 int stress_partner_cpu(uint32_t cpu);

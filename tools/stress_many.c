@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "tools/stress_machine.h"
 #include "tools/stress_transport.h"
@@ -23,7 +22,6 @@
 #define QUIET_NS    UINT64_C(10000)
 #define WARM_ROUNDS 300
 #define ROUNDS      2000
-#define COMPLETION_NS_MAX UINT64_C(5000000000)
 #define TRIPS    20000
 /* Sessions that come and go beside the trips. */
 #define CHURN_PAUSE_NS UINT64_C(500000)
@@ -38,16 +36,6 @@ struct many {
     int churn_error;
 };
 
-static void raise_files_limit(void)
-{
-    struct rlimit files;
-
-    if (getrlimit(RLIMIT_NOFILE, &files) < 0 || files.rlim_cur == files.rlim_max)
-        return;
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-}
-
 static int connect_small(const char *socket, struct gemmd **out)
 {
     struct gemmd_options options;
@@ -58,6 +46,14 @@ static int connect_small(const char *socket, struct gemmd **out)
     options.ring_entries = GROUP;
     options.arena_bytes = 1 << 16;
     return gemmd_connect(&options, out);
+}
+
+/* Of session NULL: of a connect in this thread.  Returns `error`. */
+static int complain(const struct gemmd *session, const char *what, int error)
+{
+    fprintf(stderr, "gemmd-stress: one of many sessions: %s: %s: %s\n", what,
+            gemmd_strerror(error), gemmd_error_text(session));
+    return error;
 }
 
 /* -EAGAIN: the worker or this process can hold no more; the caller makes do with what there is. */
@@ -80,92 +76,100 @@ static int open_all(struct many *many, const char *layer_name, struct transport_
         error = gemmd_layer_open(*session, layer_name, &layer);
         memory = gemmd_buffer_alloc(*session, 4096);
         if (error < 0 || !memory)
-            return error < 0 ? error : -ENOBUFS;
+            return complain(*session, "its layer and memory", error < 0 ? error : -ENOBUFS);
         gemmd_job_init(&many->jobs[many->count - 1], layer, 0, memory, memory);
     }
     out->sessions = many->count + 1;
     out->hot = HOT;
     out->connect_us = (double)(stress_now_ns() - start_ns) / 1e3 / (double)(many->count + 1);
-    return many->count > HOT ? 0 : error;
+    return many->count > HOT ? 0 : complain(NULL, "connecting", error);
 }
 
-static bool submit_to(struct many *many, uint32_t index)
+/* As all below: 0, or -errno after a message. */
+static int submit_to(struct many *many, uint32_t index)
 {
-    if (gemmd_submit(many->sessions[index], &many->jobs[index], 1) != 1) {
-        fprintf(stderr, "gemmd-stress: session %" PRIu32 " of many: submit: %s\n", index,
-                gemmd_error_text(many->sessions[index]));
-        return false;
-    }
+    int taken = gemmd_submit(many->sessions[index], &many->jobs[index], 1);
+
+    if (taken != 1)
+        return complain(many->sessions[index], "submit", taken < 0 ? taken : -ENOSPC);
     gemmd_flush(many->sessions[index]);
-    return true;
+    return 0;
 }
 
-static bool complete_of(struct many *many, uint32_t index)
+static int complete_of(struct many *many, uint32_t index)
 {
     uint64_t start_ns = stress_now_ns();
     struct gemmd_completion done = {0};
     int got;
 
     while ((got = gemmd_poll(many->sessions[index], &done, 1)) == 0)
-        if (stress_now_ns() - start_ns > COMPLETION_NS_MAX)
+        if (stress_now_ns() - start_ns > TRANSPORT_COMPLETION_NS_MAX)
             break;
     if (got == 1 && done.status == 0)
-        return true;
-    fprintf(stderr, "gemmd-stress: session %" PRIu32 " of many: %d completions, status %s: %s\n",
-            index, got, gemmd_status_name(done.status), gemmd_error_text(many->sessions[index]));
-    return false;
+        return 0;
+    if (got == 1)
+        return complain(many->sessions[index], gemmd_status_name(done.status), done.error);
+    return complain(many->sessions[index], "completion", got < 0 ? got : -ETIMEDOUT);
 }
 
-/* One job to each session of a group, then all answers.  False: a failure. */
-static bool serve_group(struct many *many, uint32_t first)
+/* One job to each session of a group, then all answers. */
+static int serve_group(struct many *many, uint32_t first)
 {
-    for (uint32_t i = first; i < first + GROUP; i++)
-        if (!submit_to(many, i))
-            return false;
-    for (uint32_t i = first; i < first + GROUP; i++)
-        if (!complete_of(many, i))
-            return false;
-    return true;
+    int error = 0;
+
+    for (uint32_t i = first; i < first + GROUP && !error; i++)
+        error = submit_to(many, i);
+    for (uint32_t i = first; i < first + GROUP && !error; i++)
+        error = complete_of(many, i);
+    return error;
 }
 
-static bool serve_round(struct many *many)
+static int serve_round(struct many *many)
 {
-    for (uint32_t first = 0; first < HOT; first += GROUP)
-        if (!serve_group(many, first))
-            return false;
-    return true;
+    int error = 0;
+
+    for (uint32_t first = 0; first < HOT && !error; first += GROUP)
+        error = serve_group(many, first);
+    return error;
+}
+
+static int read_stats(struct many *many, struct gemmd_stats *out)
+{
+    int error = gemmd_get_stats(many->sessions[0], out);
+
+    return error < 0 ? complain(many->sessions[0], "counters", error) : 0;
 }
 
 /* Rounds of jobs, each followed by a moment in which the hot sessions are polled in vain: what the
  * dispatcher counts in that moment are turns without a job. */
 static int measure_polling(struct many *many, struct transport_many *out)
 {
-    struct gemmd *first = many->sessions[0];
     struct gemmd_stats start, before, after;
     uint64_t turns = 0, quiet_ns = 0;
+    int error = 0;
 
-    for (int i = 0; i < WARM_ROUNDS; i++)
-        if (!serve_round(many))
-            return -EIO;
-    if (gemmd_get_stats(first, &start) < 0)
-        return -EIO;
-    for (int i = 0; i < ROUNDS; i++) {
+    for (int i = 0; i < WARM_ROUNDS && !error; i++)
+        error = serve_round(many);
+    if (!error)
+        error = read_stats(many, &start);
+    for (int i = 0; i < ROUNDS && !error; i++) {
         uint64_t start_ns, end_ns;
 
-        if (!serve_round(many))
-            return -EIO;
+        error = serve_round(many);
         start_ns = stress_now_ns();
-        if (gemmd_get_stats(first, &before) < 0)
-            return -EIO;
+        if (!error)
+            error = read_stats(many, &before);
         while ((end_ns = stress_now_ns()) - start_ns < QUIET_NS)
             ;
-        if (gemmd_get_stats(first, &after) < 0)
-            return -EIO;
-        if (before.sleeps != after.sleeps || end_ns - start_ns > 2 * QUIET_NS)
+        if (!error)
+            error = read_stats(many, &after);
+        if (error || before.sleeps != after.sleeps || end_ns - start_ns > 2 * QUIET_NS)
             continue; /* one of us two was not running */
         turns += after.turns - before.turns;
         quiet_ns += end_ns - start_ns;
     }
+    if (error)
+        return error;
     out->turn_ns = turns ? (double)quiet_ns / (double)turns : 0;
     out->turns = turns;
     out->jobs = after.jobs - start.jobs;
@@ -184,7 +188,9 @@ static void *churn(void *argument)
         struct gemmd *session;
 
         many->churn_error = connect_small(many->socket, &session);
-        if (!many->churn_error)
+        if (many->churn_error < 0)
+            complain(NULL, "connecting beside others", many->churn_error);
+        else
             many->churned++;
         gemmd_close(&session);
         stress_sleep_ns(CHURN_PAUSE_NS);
@@ -196,13 +202,36 @@ static int time_trips(struct many *many, struct stress_latency *out)
 {
     for (int i = 0; i < TRIPS; i++) {
         uint64_t start = stress_ticks();
+        int error = submit_to(many, 0);
 
-        if (!submit_to(many, 0) || !complete_of(many, 0))
-            return -EIO;
+        if (!error)
+            error = complete_of(many, 0);
+        if (error)
+            return error;
         stress_latency_add(out, (uint64_t)((double)(stress_ticks() - start) *
                                            stress_ns_per_tick()));
     }
     return 0;
+}
+
+/* Makes room for sessions that come, and waits until the worker has it: a thousand ends take a busy
+ * machine longer than a client waits for its connection. */
+static int close_idle(struct many *many)
+{
+    uint64_t start_ns = stress_now_ns(), wanted;
+    struct gemmd_stats stats;
+    int error = read_stats(many, &stats);
+
+    wanted = stats.sessions_closed + (many->count > 2 * HOT ? many->count - 2 * HOT : 0);
+    while (many->count > 2 * HOT)
+        gemmd_close(&many->sessions[--many->count]);
+    while (!error && stats.sessions_closed < wanted) {
+        if (stress_now_ns() - start_ns > TRANSPORT_COMPLETION_NS_MAX)
+            return complain(many->sessions[0], "ends of others", -ETIMEDOUT);
+        stress_sleep_ns(1000000);
+        error = read_stats(many, &stats);
+    }
+    return error;
 }
 
 static int measure_churn(struct many *many, struct transport_many *out)
@@ -232,12 +261,12 @@ int transport_measure_many(const char *socket, const char *layer_name, struct tr
     if (!many)
         return -ENOMEM;
     many->socket = socket;
-    raise_files_limit();
+    stress_raise_files_limit();
     error = open_all(many, layer_name, out);
     if (!error)
         error = measure_polling(many, out);
-    while (many->count > 2 * HOT) /* a slot for each that comes */
-        gemmd_close(&many->sessions[--many->count]);
+    if (!error)
+        error = close_idle(many);
     if (!error)
         error = measure_churn(many, out);
     while (many->count)

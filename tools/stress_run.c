@@ -425,6 +425,7 @@ int stress_run(const struct stress_options *options)
     int error, status = EX_SOFTWARE;
 
     stress_ns_per_tick(); /* once for all sessions */
+    stress_raise_files_limit();
     error = summary ? open_run(&run) : -ENOMEM;
     if (error < 0) {
         fprintf(stderr, "gemmd-stress: cannot start the sessions: %s\n", strerror(-error));

@@ -217,9 +217,13 @@ static int repeat(struct transport *transport, struct transport_repetition *out)
             return STRESS_EXIT_WRONG;
         }
     out->worker_asleep &= wait_until_asleep(transport);
-    if (!error)
-        error = transport_measure_wake(transport->session, &transport->jobs[0],
-                                       transport->info.dispatcher_cpu, &out->wake);
+    if (!error) {
+        int failure = transport_measure_wake(transport->session, &transport->jobs[0],
+                                             transport->info.dispatcher_cpu, &out->wake);
+
+        if (failure)
+            return stress_exit_status(failure);
+    }
     if (!error)
         error = time_line(transport, &out->line_after);
     if (error) {
@@ -241,10 +245,7 @@ static int measure_once(struct transport *transport, struct transport_many *many
     wait_until_asleep(transport);
     *idle_percent = transport_measure_idle(transport->info.pid);
     error = transport_measure_many(transport->info.socket, LAYER_NAME, many);
-    if (error == 0)
-        return EX_OK;
-    fprintf(stderr, "gemmd-stress: many sessions: %s\n", gemmd_strerror(error));
-    return stress_exit_status(error);
+    return error ? stress_exit_status(error) : EX_OK;
 }
 
 /* System calls of either side in stages where neither slept and nobody else was about. */

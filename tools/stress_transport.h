@@ -74,11 +74,15 @@ struct transport_summary {
     bool passed;
 };
 
-/* stress_wake.c.  0 or -errno. */
+/* A job without an answer for so long gets none.  A machine may be busy with other things. */
+#define TRANSPORT_COMPLETION_NS_MAX UINT64_C(20000000000)
+
+/* stress_wake.c.  0, or -errno after a message. */
 int transport_measure_wake(struct gemmd *session, const struct gemmd_job *job, uint32_t worker_cpu,
                            struct transport_wake *out);
 double transport_measure_idle(uint32_t pid);
-/* stress_many.c: with sessions of its own at `socket`, by a layer of that name.  0 or -errno. */
+/* stress_many.c: with sessions of its own at `socket`, by a layer of that name.  0, or -errno after
+ * a message. */
 int transport_measure_many(const char *socket, const char *layer_name, struct transport_many *out);
 
 void transport_report_text(const struct transport_summary *summary);

@@ -11,7 +11,6 @@
 
 #define TRANSPORT_DEPTH_MAX 128
 #define TRANSPORT_WINDOWS_MAX 4096
-#define TRANSPORT_COMPLETION_NS_MAX UINT64_C(5000000000)
 #define TRANSPORT_LOOKS_PER_CLOCK 1000000
 
 /* One writer per line; 128 bytes apart because the prefetcher fetches lines in pairs. */

@@ -23,7 +23,6 @@
 #define SAMPLES 200
 /* Longer than the worker's default spin; this CPU stays awake meanwhile. */
 #define PAUSE_NS     UINT64_C(250000)
-#define ANSWER_NS_MAX UINT64_C(2000000000)
 #define IDLE_NS      UINT64_C(2000000000)
 
 /* One writer per line. */
@@ -76,23 +75,27 @@ static void time_futex(struct sleeper *sleeper, uint32_t word, struct stress_lat
     stress_latency_add(out, (uint64_t)((double)(stress_ticks() - start) * stress_ns_per_tick()));
 }
 
-/* False: the job failed. */
-static bool time_job(struct gemmd *session, const struct gemmd_job *job, struct transport_wake *out)
+/* 0, or -errno after a message. */
+static int time_job(struct gemmd *session, const struct gemmd_job *job, struct transport_wake *out)
 {
     uint64_t start = stress_ticks(), start_ns = stress_now_ns();
-    struct gemmd_completion done;
-    int rang, got;
+    struct gemmd_completion done = {0};
+    int rang, got = gemmd_submit(session, job, 1);
 
-    if (gemmd_submit(session, job, 1) != 1)
-        return false;
-    rang = gemmd_flush(session);
-    while ((got = gemmd_poll(session, &done, 1)) == 0)
-        if (stress_now_ns() - start_ns > ANSWER_NS_MAX)
-            return false;
-    if (rang == 1)
-        stress_latency_add(&out->job, (uint64_t)((double)(stress_ticks() - start) *
-                                                 stress_ns_per_tick()));
-    return got == 1 && done.status == 0;
+    if (got == 1) {
+        rang = gemmd_flush(session);
+        while ((got = gemmd_poll(session, &done, 1)) == 0)
+            if (stress_now_ns() - start_ns > TRANSPORT_COMPLETION_NS_MAX)
+                break;
+        if (rang == 1)
+            stress_latency_add(&out->job, (uint64_t)((double)(stress_ticks() - start) *
+                                                     stress_ns_per_tick()));
+    }
+    if (got == 1 && done.status == 0)
+        return 0;
+    fprintf(stderr, "gemmd-stress: a job that wakes the worker: %d completions, status %s: %s\n",
+            got, gemmd_status_name(done.status), gemmd_error_text(session));
+    return got < 0 ? got : -EIO;
 }
 
 int transport_measure_wake(struct gemmd *session, const struct gemmd_job *job, uint32_t worker_cpu,
@@ -112,14 +115,16 @@ int transport_measure_wake(struct gemmd *session, const struct gemmd_job *job, u
         pause_awake();
         time_futex(sleeper, i, &out->futex);
         pause_awake();
-        if (!time_job(session, job, out))
-            error = -EIO;
+        error = time_job(session, job, out);
     }
     if (out->futex.count) {
         wake(sleeper, WORD_END);
         pthread_join(thread, NULL);
-        if (!error)
+        if (!error && sleeper->error) {
             error = sleeper->error;
+            fprintf(stderr, "gemmd-stress: cannot run on the worker's CPU %u: %s\n", worker_cpu,
+                    strerror(-error));
+        }
     }
     free(sleeper);
     return error;

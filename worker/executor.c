@@ -9,6 +9,9 @@
 #include "proto/validate.h"
 #include "worker/clock.h"
 
+/* As many lines as a core can wait for at a time; more would only keep others from their turn. */
+#define PREFETCH_BYTES (16 * 64)
+
 /* ---- completions ----------------------------------------------------------------------------- */
 
 /* Set here, and by a SIGBUS on any thread (worker/fault.h). */
@@ -155,6 +158,15 @@ static enum gemmd_status cancel(struct executor *executor, struct session_ring *
     return status;
 }
 
+/* Rows were written by another core: the first ones set out while their job waits for its turn. */
+static void prefetch_rows(const struct job *job, size_t row_bytes)
+{
+    size_t bytes = (size_t)(job->scheduled.rows - 1) * job->a_stride_bytes + row_bytes;
+
+    for (size_t i = 0; i < bytes && i < PREFETCH_BYTES; i += 64)
+        __builtin_prefetch(job->a + i);
+}
+
 static void submit(struct executor *executor, struct session_ring *ring,
                    struct session_layer *open, const struct gemmd_sqe *sqe, uint64_t now_ns)
 {
@@ -174,6 +186,7 @@ static void submit(struct executor *executor, struct session_ring *ring,
         .c_stride_bytes = sqe->c_stride_bytes,
         .seen_ns = now_ns,
     };
+    prefetch_rows(job, open->layer->shape.a_row_bytes);
     ring->user_data[index] = sqe->user_data;
     if (job->scheduled.class == SCHEDULER_LATENCY)
         executor->latency_ns = now_ns;
@@ -252,6 +265,7 @@ bool executor_take(struct executor *executor, struct session_ring *ring)
     if (!taken)
         return false;
     ring->used = true;
+    executor->seen_ns = taken == 1 ? now_ns : 0;
     wake_touched(executor);
     return true;
 }
@@ -265,13 +279,16 @@ bool executor_step(struct executor *executor)
 
     if (!executor->scheduler.linked)
         return false;
-    now_ns = clock_now_ns();
+    now_ns = executor->seen_ns ? executor->seen_ns : clock_now_ns();
+    executor->seen_ns = 0;
     executor->scheduler.narrow = executor_expects_latency(executor, now_ns);
     scan = scheduler_next(&executor->scheduler, now_ns);
     if (scan)
         now_ns = slice_run(executor, scan, now_ns);
     complete_done(executor, now_ns);
     wake_touched(executor);
+    if (scan)
+        slice_count(executor);
     return true;
 }
 

@@ -16,7 +16,7 @@
 /* How long a thread works without a look at what else has come.  Each chunk costs the kernels some
  * 0.2 us (tile configuration, a cold start of the streams), so it is long where nobody waits for
  * its end: one session alone; several; one that sent a latency job within EXECUTOR_LATENCY_NS. */
-#define EXECUTOR_CHUNK_ALONE_NS   UINT64_C(24000)
+#define EXECUTOR_CHUNK_ALONE_NS   UINT64_C(48000)
 #define EXECUTOR_CHUNK_NS         UINT64_C(8000)
 #define EXECUTOR_CHUNK_LATENCY_NS UINT64_C(3000)
 #define EXECUTOR_CHUNK_MIN_NS     UINT64_C(2000)
@@ -34,11 +34,15 @@
  * a panel serves all of them from the cache. */
 struct executor_slice {
     const struct scheduler_scan *scan;
-    const struct layer *layer;
+    struct layer *layer;
     uint32_t panels;      /* from scan->position on, without wrapping */
     uint32_t panel_step;  /* of a chunk */
     uint32_t row_step, row_blocks;
     uint32_t chunk_count;
+    /* How it went, for the counters. */
+    uint32_t panels_run, rows;
+    uint64_t compute_ns, caller_ns;
+    bool teamed, shared;
 };
 
 struct executor_config {
@@ -57,6 +61,7 @@ struct executor {
     struct executor_config config;
     struct scheduler scheduler;
     struct executor_slice slice;
+    uint64_t seen_ns;    /* the clock as just read for a job that is to run now; 0: too long ago */
     bool has_company;    /* the owner's to say: more than one session is hot */
     uint64_t latency_ns; /* when the last latency job was seen */
     uint64_t row_ns;     /* of slices in a row that the others could have shared, and did not */
@@ -93,6 +98,8 @@ static inline bool executor_expects_latency(const struct executor *executor, uin
 
 /* slice.c: runs what the scheduler chose.  Returns the time at its end. */
 uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns);
+/* Counts it: after the completions, for which clients wait. */
+void slice_count(struct executor *executor);
 
 /* Is there a submission that executor_take would take? */
 bool executor_can_take(const struct executor *executor, const struct session_ring *ring);

@@ -28,8 +28,8 @@
 #define POOL_BYTES_START (UINT64_C(1) << 30)
 #define WATCHDOG_S_MAX   3600
 #define WATCHDOG_S_START 30
-/* Leaves room for others when one user opens all the sessions it can. */
-#define UID_SESSIONS_START (GEMMD_WORKER_SESSIONS_MAX - 100)
+/* 1,000 clients and the tools that watch them; leaves room for others, even so. */
+#define UID_SESSIONS_START (GEMMD_WORKER_SESSIONS_MAX - 50)
 
 enum option_id {
     OPTION_NODE = 256,
@@ -112,7 +112,7 @@ static const char help_text[] =
     "  --no-coalescing      each job alone (to measure what sharing brings)\n"
     "  --allow-uid LIST     users that may connect beside this one and root (none)\n"
     "  --allow-gid LIST     groups whose members may connect (gemmd, if it exists; \"\": none)\n"
-    "  --uid-sessions N     sessions one user may have (1000)\n"
+    "  --uid-sessions N     sessions one user may have (1050)\n"
     "  --arena-bytes SIZE   limit of all sessions' arenas (half of the machine's memory)\n"
     "  --uid-arena-bytes SIZE  limit of one user's arenas (three quarters of that)\n"
     "  --watchdog SECONDS   end when a thread makes no progress for so long (30; 0: never)\n"

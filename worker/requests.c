@@ -151,6 +151,8 @@ static enum gemmd_status handle_layers(struct control *control, struct session *
     const struct layer *layer = layers_get(control->config.layers, list->index, &name);
 
     (void)session;
+    if (list->reserved)
+        return GEMMD_STATUS_RESERVED;
     if (!layer)
         return GEMMD_STATUS_INDEX;
     reply->desc = layer->desc;
@@ -187,6 +189,8 @@ static enum gemmd_status handle_sessions(struct control *control, struct session
     const struct session *session = NULL;
     uint32_t index = 0;
 
+    if (list->reserved)
+        return GEMMD_STATUS_RESERVED;
     for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX && !session; slot++)
         if (control->sessions[slot] && may_see(viewer, control->sessions[slot]) &&
             index++ == list->index)

@@ -137,6 +137,8 @@ enum gemmd_status handle_takeover(struct control *control, struct session *sessi
 
     if (!session_is_operator(session))
         return GEMMD_STATUS_ADMIN;
+    if (list->reserved)
+        return GEMMD_STATUS_RESERVED;
     if (control->loading || (control->successor && control->successor != session))
         return GEMMD_STATUS_BUSY;
     if (!control->successor)

@@ -6,11 +6,13 @@
 #include "worker/session.h"
 
 #include <errno.h>
+#include <linux/futex.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "worker/clock.h"
@@ -238,8 +240,11 @@ void session_close(struct session **session_p)
 
     if (!session)
         return;
-    if (session->ring.worker_line)
-        gemmd_store_release(&session->ring.worker_line->state, GEMMD_WORKER_ENDED);
+    if (session->ring.worker_line) {
+        gemmd_rings_end(session->ring.worker_line);
+        /* One that waits with poll watches the connection, which ends below. */
+        syscall(SYS_futex, &session->ring.worker_line->cq_futex, FUTEX_WAKE, 1, NULL, NULL, 0);
+    }
     destroy_segments(session);
     close(session->fd);
     free(session);

@@ -125,25 +125,6 @@ static bool is_shared(const struct scheduler_scan *scan)
     return false;
 }
 
-static void count_slice(struct executor *executor, struct scheduler_scan *scan, uint32_t panels,
-                        uint64_t compute_ns, uint64_t caller_ns, bool teamed)
-{
-    struct gemmd_stats_page *stats = executor->config.stats;
-    struct layer *layer = LIST_ENTRY(scan->layer, struct layer, scheduled);
-
-    gemmd_counter_add(&stats->slices, 1);
-    gemmd_counter_add(&stats->preempted, panels < executor->slice.panels);
-    gemmd_counter_add(&stats->team_slices, teamed);
-    gemmd_counter_add(&stats->shared_slices, scan->member_count > 1 && is_shared(scan));
-    gemmd_counter_add(&stats->panels, panels);
-    gemmd_counter_add(&stats->panel_rows, (uint64_t)panels * scan->rows);
-    gemmd_counter_add(&stats->exec_ns, compute_ns);
-    gemmd_counter_add(&stats->cores[0].busy_ns, caller_ns);
-    gemmd_counter_add(&layer->exec_ns, compute_ns);
-    gemmd_counter_add(&layer->panels, panels);
-    gemmd_counter_add(&layer->panel_rows, (uint64_t)panels * scan->rows);
-}
-
 /* The rows that have just come on board, if their layer needs more of them than their address, cut
  * into chunks for the team.  Nothing stops it: the limit of rows on board bounds it. */
 static uint64_t prepare(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns)
@@ -193,11 +174,35 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
     if (result.shared || work.wake)
         executor->row_ns = 0;
     panels = finish_panel(executor, &result);
-    count_slice(executor, scan, panels, result.compute_ns, result.end_ns - start_ns, result.shared);
+    executor->slice.panels_run = panels;
+    executor->slice.rows = scan->rows;
+    executor->slice.compute_ns = result.compute_ns;
+    executor->slice.caller_ns = result.end_ns - start_ns;
+    executor->slice.teamed = result.shared;
+    executor->slice.shared = scan->member_count > 1 && is_shared(scan);
     if (executor->config.trace)
         trace_slice(executor->config.trace, executor->slice.layer, start_ns, result.end_ns,
                     scan->rows, panels, scan->member_count, result.shared);
     executor->ended_ns = result.end_ns;
     scheduler_ran(&executor->scheduler, scan, panels, result.compute_ns);
     return result.end_ns;
+}
+
+void slice_count(struct executor *executor)
+{
+    const struct executor_slice *slice = &executor->slice;
+    struct gemmd_stats_page *stats = executor->config.stats;
+    uint64_t panel_rows = (uint64_t)slice->panels_run * slice->rows;
+
+    gemmd_counter_add(&stats->slices, 1);
+    gemmd_counter_add(&stats->preempted, slice->panels_run < slice->panels);
+    gemmd_counter_add(&stats->team_slices, slice->teamed);
+    gemmd_counter_add(&stats->shared_slices, slice->shared);
+    gemmd_counter_add(&stats->panels, slice->panels_run);
+    gemmd_counter_add(&stats->panel_rows, panel_rows);
+    gemmd_counter_add(&stats->exec_ns, slice->compute_ns);
+    gemmd_counter_add(&stats->cores[0].busy_ns, slice->caller_ns);
+    gemmd_counter_add(&slice->layer->exec_ns, slice->compute_ns);
+    gemmd_counter_add(&slice->layer->panels, slice->panels_run);
+    gemmd_counter_add(&slice->layer->panel_rows, panel_rows);
 }

@@ -313,6 +313,11 @@ static void test_lists(void **state)
         struct gemmd_msg_layers_reply reply;
 
         assert_int_equal(raw_call(&raw, &list, &reply, sizeof(reply)), GEMMD_STATUS_INDEX);
+        list.index = 0;
+        list.reserved = 1;
+        assert_int_equal(raw_call(&raw, &list, &reply, sizeof(reply)), GEMMD_STATUS_RESERVED);
+        list.header = raw_header(&raw, GEMMD_MSG_TAKEOVER, sizeof(list));
+        assert_int_equal(raw_call(&raw, &list, &reply, sizeof(reply)), GEMMD_STATUS_RESERVED);
     }
     raw_close(&raw);
 }

@@ -37,6 +37,10 @@ def check_closed(socket):
     got = report(socket, "--sessions", "40", "--threads", "--depth", "2", "--seconds", "0.3")
     assert got["passed"] and len(got["sessions"]) == 40, got
     assert all(session["jobs"] > 0 for session in got["sessions"]), got
+    # As many as the worker's default lets one user have, beside the tool's own.
+    got = report(socket, "--sessions", "1000", "--threads", "--depth", "1", "--shape", "0,16,16",
+                 "--jobs", "2000")
+    assert got["passed"] and got["jobs"] == 2000 and len(got["sessions"]) == 1000, got
 
 
 def check_wrong(socket):

@@ -165,6 +165,29 @@ static void test_room(void **state)
     executor_scene_close(&scene);
 }
 
+/* However many jobs of a client complete together, it is woken once. */
+static void test_wakes(void **state)
+{
+    (void)state;
+    open_scene(2);
+    for (uint64_t i = 0; i < 6; i++)
+        submit(0, 0, i);
+    assert_true(executor_take(&scene.executor, &scene.clients[0].session.ring));
+    assert_int_equal(scene.clients[0].wakes, 1);
+    for (uint64_t i = 0; i < 6; i++)
+        expect(0, i, GEMMD_STATUS_OK);
+    for (uint32_t client = 0; client < 2; client++) {
+        for (uint64_t i = 0; i < 4; i++)
+            submit(client, 1, i);
+        assert_true(executor_take(&scene.executor, &scene.clients[client].session.ring));
+    }
+    run_all();
+    assert_int_equal(scene.stats.slices, 1);
+    assert_int_equal(scene.clients[0].wakes, 2);
+    assert_int_equal(scene.clients[1].wakes, 1);
+    executor_scene_close(&scene);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -172,6 +195,7 @@ int main(void)
         cmocka_unit_test(test_interrupted),
         cmocka_unit_test(test_taken_away),
         cmocka_unit_test(test_room),
+        cmocka_unit_test(test_wakes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,8 +15,9 @@
  *     f = f * scale[j]
  *     [f = f * row_scales[i]]
  *     f = f + bias[j]                                   always; bias is +0.0f where there is none
- *     [f = f + r]                                       r = (float)residual[i][j] for F32 and BF16,
- *                   r = (float)(residual[i][j] - residual_zero_point) * residual_scale for U8, S8
+ *     [f = f + r]       of residuals in F32 and BF16:   r = (float)residual[i][j]
+ *                       in U8 and S8:   r = (float)(residual[i][j] - residual_zero_point) * scale,
+ *                                       with residual_scale; whatever the output's type is
  *     f = activation(f)                                 kernels/activation.h
  *     F32 output:  y = f
  *     BF16 output: y = f rounded to nearest even
@@ -64,8 +65,10 @@ struct gemm_epilogue {
     const float *row_scales;
     const int32_t *row_zero_points; /* of A */
     const int32_t *row_sums;        /* sum over k of A's row minus its zero point */
-    const void *const *residual;    /* row i's columns [n_begin, n_end) are read, any alignment */
-    enum gemm_type residual_type;   /* U8/S8 output: that type; F32/BF16 output: F32 or BF16 */
+    /* Row i's columns [n_begin, n_end) are read, any alignment, each element once, and before the
+     * same column of C is written: it may be C's own row if their elements are equally long. */
+    const void *const *residual;
+    enum gemm_type residual_type;   /* U8, S8, F32 or BF16; none with S32 output */
     int32_t residual_zero_point;
     float residual_scale;
 };

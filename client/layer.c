@@ -81,6 +81,9 @@ static int convert_desc(struct gemmd *session, const struct gemmd_layer_desc *de
         .group = desc->group,
         .clip_lo = desc->clip_lo,
         .clip_hi = desc->clip_hi,
+        .residual_type = to_byte(desc->residual_type),
+        .residual_zero_point = desc->residual_zero_point,
+        .residual_scale = desc->residual_scale,
     };
     status = gemmd_validate_layer_desc(out, layout);
     if (status != GEMMD_STATUS_OK)
@@ -442,6 +445,11 @@ enum gemmd_type gemmd_layer_b_type(const struct gemmd_layer *layer)
 enum gemmd_type gemmd_layer_c_type(const struct gemmd_layer *layer)
 {
     return (enum gemmd_type)layer->desc.c_type;
+}
+
+enum gemmd_type gemmd_layer_residual_type(const struct gemmd_layer *layer)
+{
+    return (enum gemmd_type)layer->desc.residual_type;
 }
 
 uint64_t gemmd_layer_bytes_new(const struct gemmd_layer *layer)

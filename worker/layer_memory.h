@@ -39,7 +39,8 @@ enum gemmd_status layer_memory_check(const struct gemm_kernel *kernel,
 struct layer_view {
     struct gemm_weights s8; /* panels NULL: the weights are s4 */
     struct int4_weights s4;
-    struct gemm_epilogue epilogue; /* its per-row arrays are the caller's to add */
+    struct gemm_epilogue epilogue; /* its per-row arrays are the caller's to add; residual_type 0:
+                                      there is no residual among them */
     uint32_t n, k;
     uint16_t nr, mr, kernel_id;
     const char *kernel_name;

@@ -20,6 +20,7 @@ static void set_up(struct layers *layers, struct layer *layer)
         .a_row_bytes = desc->k * gemmd_abi_type_bytes(desc->a_type),
         .c_row_bytes = desc->n * gemmd_abi_type_bytes(desc->c_type),
         .c_align = gemmd_abi_type_bytes(desc->c_type),
+        .residual_element = gemmd_abi_type_bytes(desc->residual_type),
     };
 }
 

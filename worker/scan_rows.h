@@ -21,6 +21,7 @@
 struct scan_rows {
     const uint8_t *a[GEMM_ROWS_MAX];
     void *c[GEMM_ROWS_MAX];
+    const void *residual[GEMM_ROWS_MAX];
     float scales[GEMM_ROWS_MAX];
     int32_t zero_points[GEMM_ROWS_MAX], sums[GEMM_ROWS_MAX];
     const uint8_t *sources[GEMM_ROWS_MAX]; /* of the rows to be made */

@@ -1,7 +1,7 @@
 /*
  * Operands beyond u8 rows and s8 weights: float rows that the worker quantises, s4 weights, zero
- * points of the weights, all outputs and activations; on the kernels of every level, bit for bit
- * against the oracle.
+ * points of the weights, residuals, all outputs and activations; on the kernels of every level, bit
+ * for bit against the oracle.
  */
 #include "tests/harness.h"
 
@@ -53,6 +53,7 @@ static void check(struct gemmd *session, uint32_t n, uint32_t k, const struct la
     assert_int_equal(created, 0);
     assert_int_equal(gemmd_layer_a_type(handle), layer.desc.a_type);
     assert_int_equal(gemmd_layer_b_type(handle), layer.desc.b_type);
+    assert_int_equal(gemmd_layer_residual_type(handle), layer.desc.residual_type);
     for (size_t i = 0; i < sizeof(row_counts) / sizeof(row_counts[0]); i++)
         assert_int_equal(layer_case_check(session, handle, &layer, row_counts[i], seed + i), 0);
     assert_int_equal(gemmd_layer_close(session, &handle), 0);
@@ -63,6 +64,8 @@ static void check(struct gemmd *session, uint32_t n, uint32_t k, const struct la
 static unsigned check_outputs(struct gemmd *session, struct layer_kind kind, uint64_t seed)
 {
     static const uint32_t shapes[][2] = {{1, 1}, {10, 64}, {37, 67}, {64, 128}, {130, 333}};
+    static const enum gemmd_type residual_types[] = {GEMMD_TYPE_NONE, GEMMD_TYPE_U8, GEMMD_TYPE_S8,
+                                                     GEMMD_TYPE_F32, GEMMD_TYPE_BF16};
     bool floats = kind.a_type == GEMMD_TYPE_F32 || kind.a_type == GEMMD_TYPE_BF16;
     bool s4 = kind.b_type == GEMMD_TYPE_S4;
     unsigned count = 0;
@@ -78,6 +81,8 @@ static unsigned check_outputs(struct gemmd *session, struct layer_kind kind, uin
                     (s32 && (floats || s4 || kind.activation ||
                              kind.bias_type == GEMMD_TYPE_F32)))
                     continue;
+                /* u8, s8, f32, bf16 and none in turn, so that each meets each other operand */
+                kind.residual_type = s32 ? GEMMD_TYPE_NONE : residual_types[(seed + count) % 5];
                 check(session, shape[0], shape[1], &kind, seed * 1000 + count);
                 count++;
             }
@@ -139,6 +144,7 @@ static void test_large(void **state)
         {.a_type = GEMMD_TYPE_BF16, .quantize_mode = GEMMD_QUANTIZE_SYMMETRIC},
         {.a_type = GEMMD_TYPE_F32, .b_type = GEMMD_TYPE_S4, .group = 64},
         {.b_type = GEMMD_TYPE_S4, .group = 128},
+        {.residual_type = GEMMD_TYPE_F32},
     };
     static const struct layer_kind zero_points = {.a_type = GEMMD_TYPE_F32, .b_zero_points = true};
     struct gemmd *session = open_at("GEMMD_CPU_MASK");

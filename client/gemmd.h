@@ -141,6 +141,8 @@ GEMMD_API const char *gemmd_error_text(const struct gemmd *session);
  * quantised, where
  *   real(a) = a_scale * (a - a_zero_point) of u8 and s8 rows; f32 and bf16 rows are real already,
  *     and are quantised by the worker (enum gemmd_quantize_mode): give a_scale 1, a_zero_point 0;
+ *     with a_row_scales each row of u8 or s8 brings a scale of its own, a float (any value) in the
+ *     4 bytes behind its k elements, and real(a) is that times what is said above;
  *   real(b of channel j) = b_scales[j] * (b - b_zero_points[j]) of s8 weights, and of s4 ones
  *     b_scales[j] * multipliers[j][t / group] * b, t being the place along k;
  *   R, the residual, is there with residual_type only, and comes with each job; real(r) =
@@ -154,6 +156,7 @@ GEMMD_API const char *gemmd_error_text(const struct gemmd *session);
  *   u8, s8      s8    u8, s8, s32, f32, bf16 none, s32, f32 (s32 output: not f32)
  *   f32, bf16   s8    u8, s8, f32, bf16      none, f32
  *   u8          s4    u8, s8, f32, bf16      none, f32
+ *   u8, s8 with a_row_scales: as float rows
  *   f32, bf16   s4    u8, s8, f32, bf16      none, f32
  *
  * and with each of these but an s32 output a residual of u8, s8, f32 or bf16.  A NaN in it becomes
@@ -179,6 +182,7 @@ struct gemmd_layer_desc {
     uint32_t scale_count;      /* 1 (default): one for all channels; or n */
     float a_scale, c_scale;    /* finite, > 0; default 1.0; a_scale of F32 and BF16 is 1.0 */
     int32_t a_zero_point;      /* within a_type; 0 unless U8 or S8; default 0 */
+    int a_row_scales;          /* 1: of U8 and S8 rows, which end with their scales; default 0 */
     enum gemmd_quantize_mode quantize_mode; /* of F32 and BF16 rows; default, and with others:
                                   ASYMMETRIC */
     int32_t c_zero_point;      /* within c_type; 0 unless U8 or S8; default 0 */
@@ -223,6 +227,8 @@ GEMMD_API uint32_t gemmd_layer_k(const struct gemmd_layer *layer);
 GEMMD_API enum gemmd_type gemmd_layer_a_type(const struct gemmd_layer *layer);
 GEMMD_API enum gemmd_type gemmd_layer_b_type(const struct gemmd_layer *layer);
 GEMMD_API enum gemmd_type gemmd_layer_c_type(const struct gemmd_layer *layer);
+/* Bytes of a row of A, with its scale if it has one. */
+GEMMD_API uint32_t gemmd_layer_a_row_bytes(const struct gemmd_layer *layer);
 /* NONE: its jobs have no residual. */
 GEMMD_API enum gemmd_type gemmd_layer_residual_type(const struct gemmd_layer *layer);
 /* Worker memory the gemmd_layer_create or gemmd_layer_open of this handle added: 0 when attached.
@@ -258,7 +264,8 @@ enum gemmd_priority {
 struct gemmd_job {
     struct gemmd_layer *layer;
     uint32_t m;              /* rows, 0..2^20; 0 completes at once */
-    const void *a;           /* k elements of a_type per row, any alignment */
+    const void *a;           /* k elements of a_type per row, and its scale with a_row_scales; any
+                                alignment */
     void *c;                 /* n elements of c_type per row, aligned to the element */
     const void *residual;    /* n elements of residual_type per row, any alignment, as many elements
                                 from row to row as in C.  May be c, if the elements are equally

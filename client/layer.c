@@ -72,6 +72,7 @@ static int convert_desc(struct gemmd *session, const struct gemmd_layer_desc *de
         .activation = to_byte(desc->activation),
         .scale_count = desc->scale_count,
         .a_zero_point = desc->a_zero_point,
+        .a_row_scales = to_byte((unsigned)desc->a_row_scales),
         .c_zero_point = desc->c_zero_point,
         .a_scale = desc->a_scale,
         .c_scale = desc->c_scale,
@@ -430,6 +431,11 @@ uint32_t gemmd_layer_n(const struct gemmd_layer *layer)
 uint32_t gemmd_layer_k(const struct gemmd_layer *layer)
 {
     return layer->desc.k;
+}
+
+uint32_t gemmd_layer_a_row_bytes(const struct gemmd_layer *layer)
+{
+    return gemmd_abi_a_row_bytes(&layer->desc);
 }
 
 enum gemmd_type gemmd_layer_a_type(const struct gemmd_layer *layer)

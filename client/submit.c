@@ -16,7 +16,7 @@ void gemmd_job_init(struct gemmd_job *job, struct gemmd_layer *layer, uint32_t m
     *job = (struct gemmd_job){.layer = layer, .m = m, .a = a, .c = c};
     if (!layer)
         return;
-    job->a_stride_bytes = layer->desc.k * gemmd_abi_type_bytes(layer->desc.a_type);
+    job->a_stride_bytes = gemmd_abi_a_row_bytes(&layer->desc);
     job->c_stride_bytes = layer->desc.n * gemmd_abi_type_bytes(layer->desc.c_type);
 }
 

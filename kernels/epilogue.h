@@ -30,13 +30,14 @@
  *     f = acc
  *     [f = f - (float)row_zero_points[i] * weighted_sums[j]]
  *
- * NaN and infinities.  scale, bias, inverse_c_scale and the clip bounds are finite (gemm_epilogue_
- * check, and layer creation).  NaN then comes only from a residual that holds one, or from
- * infinity * 0 and infinity - infinity after an overflow.  max(x, y) is x > y ? x : y and min
- * likewise, so NaN becomes: +0 by RELU, clip_lo by CLIP, NaN by the others; the smallest value of
- * the type by U8/S8; the quiet NaN 0x7fc00000 (F32) or 0x7fc0 (BF16), whatever its sign and payload
- * were, so that no level and no compiler can differ.  Infinities are kept for F32 and BF16 and
- * clamped for U8/S8; a finite f beyond the range of BF16 rounds to infinity.
+ * NaN and infinities.  row_scales may be any floats; scale, bias, inverse_c_scale and the clip
+ * bounds are finite (gemm_epilogue_check, and layer creation).  NaN then comes only from a
+ * residual or a row scale that is one, or from infinity * 0 and infinity - infinity after an
+ * overflow.  max(x, y) is x > y ? x : y and min likewise, so NaN becomes: +0 by RELU, clip_lo by
+ * CLIP, NaN by the others; the smallest value of the type by U8/S8; the quiet NaN 0x7fc00000 (F32)
+ * or 0x7fc0 (BF16), whatever its sign and payload were, so that no level and no compiler can
+ * differ.  Infinities are kept for F32 and BF16 and clamped for U8/S8; a finite f beyond the range
+ * of BF16 rounds to infinity.
  */
 #ifndef GEMMD_KERNELS_EPILOGUE_H
 #define GEMMD_KERNELS_EPILOGUE_H

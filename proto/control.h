@@ -113,7 +113,8 @@ struct gemmd_layer_desc_abi {
     float clip_hi;         /* 44 */
     int32_t residual_zero_point; /* 48: of U8 and S8; else 0 */
     float residual_scale;        /* 52: likewise */
-    uint32_t reserved[2];        /* 56: 0 */
+    uint8_t a_row_scales;        /* 56: 1: each row of A (U8, S8) ends with its scale; else 0 */
+    uint8_t reserved[7];         /* 57: 0 */
 };
 
 /*
@@ -424,7 +425,8 @@ GEMMD_AT(gemmd_layer_desc_abi, clip_lo, 40);
 GEMMD_AT(gemmd_layer_desc_abi, residual_type, 35);
 GEMMD_AT(gemmd_layer_desc_abi, residual_zero_point, 48);
 GEMMD_AT(gemmd_layer_desc_abi, residual_scale, 52);
-GEMMD_AT(gemmd_layer_desc_abi, reserved, 56);
+GEMMD_AT(gemmd_layer_desc_abi, a_row_scales, 56);
+GEMMD_AT(gemmd_layer_desc_abi, reserved, 57);
 GEMMD_AT(gemmd_msg_layer_create, desc, 16);
 GEMMD_AT(gemmd_msg_layer_create, content_id, 80);
 GEMMD_AT(gemmd_msg_layer_create, name, 96);

@@ -121,19 +121,18 @@ static enum gemmd_status validate_layer_types(const struct gemmd_layer_desc_abi 
 {
     bool float_rows = gemmd_abi_is_float(desc->a_type), s4 = desc->b_type == GEMMD_ABI_TYPE_S4;
     bool s32_output = desc->c_type == GEMMD_ABI_TYPE_S32;
+    /* Then there is no fixed unit of the accumulator. */
+    bool scales_vary = float_rows || s4 || desc->a_row_scales;
 
     if (!is_narrow(desc->a_type) && !float_rows)
         return GEMMD_STATUS_A_TYPE;
     if ((!s4 && desc->b_type != GEMMD_ABI_TYPE_S8) || (s4 && desc->a_type == GEMMD_ABI_TYPE_S8))
         return GEMMD_STATUS_B_TYPE;
-    /* An s32 output is the accumulator itself: no float step, so no float rows, no multipliers, no
-     * float bias and no activation. */
-    if (gemmd_abi_type_bytes(desc->c_type) == 0 || (s32_output && (float_rows || s4)))
+    /* An s32 output is the accumulator: no float step, so no float bias and no activation. */
+    if (gemmd_abi_type_bytes(desc->c_type) == 0 || (s32_output && scales_vary))
         return GEMMD_STATUS_C_TYPE;
-    /* An s32 bias counts in units of the accumulator: float rows and s4 weights have no fixed one.
-     */
     if (desc->bias_type != GEMMD_ABI_TYPE_NONE &&
-        (desc->bias_type != GEMMD_ABI_TYPE_S32 || float_rows || s4) &&
+        (desc->bias_type != GEMMD_ABI_TYPE_S32 || scales_vary) &&
         (desc->bias_type != GEMMD_ABI_TYPE_F32 || s32_output))
         return GEMMD_STATUS_BIAS_TYPE;
     if (desc->activation > GEMMD_ABI_ACTIVATION_SILU ||
@@ -154,6 +153,8 @@ static enum gemmd_status validate_layer_options(const struct gemmd_layer_desc_ab
 
     if (desc->quantize_mode > (gemmd_abi_is_float(desc->a_type) ? GEMMD_ABI_QUANTIZE_SYMMETRIC : 0))
         return GEMMD_STATUS_QUANTIZE_MODE;
+    if (desc->a_row_scales > (gemmd_abi_is_float(desc->a_type) ? 0 : 1))
+        return GEMMD_STATUS_A_ROW_SCALES;
     if (desc->b_zero_points > (s4 ? 0 : 1))
         return GEMMD_STATUS_B_ZERO_POINTS;
     if (s4 ? desc->group != 32 && desc->group != 64 && desc->group != 128 : desc->group != 0)

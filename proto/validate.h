@@ -52,9 +52,15 @@ uint32_t gemmd_abi_type_bytes(uint8_t type);
 /* F32 or BF16: as rows of A they are quantised by the worker. */
 bool gemmd_abi_is_float(uint8_t type);
 
+/* Bytes of a row of A, its scale included, of a layer that gemmd_validate_layer_desc accepts. */
+static inline uint32_t gemmd_abi_a_row_bytes(const struct gemmd_layer_desc_abi *desc)
+{
+    return desc->k * gemmd_abi_type_bytes(desc->a_type) + (desc->a_row_scales ? 4u : 0u);
+}
+
 /* What the dispatcher knows of a layer when it checks a job. */
 struct gemmd_job_shape {
-    uint32_t a_row_bytes; /* k * sizeof a_type */
+    uint32_t a_row_bytes; /* gemmd_abi_a_row_bytes */
     uint32_t c_row_bytes; /* n * sizeof c_type */
     uint32_t c_align;     /* sizeof c_type: C's offset and stride are multiples */
     uint32_t residual_element; /* sizeof residual_type; 0: the layer has no residual */

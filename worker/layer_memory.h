@@ -46,6 +46,7 @@ struct layer_view {
     const char *kernel_name;
     enum gemm_type a_type;
     int32_t a_zero_point;
+    bool a_row_scales;                      /* each row of A ends with its scale */
     const struct quantize_kernel *quantize; /* of float rows, which become u8; else NULL */
     enum quantize_mode quantize_mode;
 };

@@ -97,6 +97,15 @@ static void assign_slots(struct scan_rows *rows, uint32_t first, uint32_t last)
     assert(slot * stride <= SCAN_BYTES);
 }
 
+/* The scale behind a row of A: any float, loaded once. */
+static void add_scale(struct scan_rows *rows, uint32_t row, const uint8_t *a)
+{
+    const struct layer_view *view = &rows->layer->view;
+
+    memcpy(&rows->scales[row], a + view->k, sizeof(rows->scales[row]));
+    rows->zero_points[row] = view->a_zero_point;
+}
+
 static void add(struct scan_rows *rows, const struct scheduler_member *member, uint32_t row,
                 uint64_t now_ns)
 {
@@ -110,6 +119,8 @@ static void add(struct scan_rows *rows, const struct scheduler_member *member, u
     for (uint32_t i = 0; i < member->rows; i++) {
         rows->a[row + i] = rows->sources[row + i] = a;
         rows->c[row + i] = c;
+        if (rows->layer->view.a_row_scales)
+            add_scale(rows, row + i, a);
         a += job->a_stride_bytes;
         c += job->c_stride_bytes;
     }
@@ -182,15 +193,15 @@ const struct gemm_epilogue *scan_rows_epilogue(const struct scan_rows *rows,
                                                const struct layer_view *view, uint32_t first_row,
                                                struct gemm_epilogue *own)
 {
-    if (!is_made(view) && !view->epilogue.residual_type)
+    if (!is_made(view) && !view->a_row_scales && !view->epilogue.residual_type)
         return &view->epilogue;
     *own = view->epilogue;
     if (own->residual_type)
         own->residual = rows->residual + first_row;
-    if (view->quantize) {
+    if (view->quantize || view->a_row_scales)
         own->row_scales = rows->scales + first_row;
+    if (view->quantize || (view->a_row_scales && view->s4.panels))
         own->row_zero_points = rows->zero_points + first_row;
-    }
     if (view->epilogue.b_zero_points)
         own->row_sums = rows->sums + first_row;
     return own;

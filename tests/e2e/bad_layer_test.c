@@ -116,6 +116,7 @@ static void check_float_rows(struct raw *raw)
         WRONG_OF(desc, c_type, GEMMD_ABI_TYPE_S32, C_TYPE);
         WRONG_OF(desc, bias_type, GEMMD_ABI_TYPE_S32, BIAS_TYPE);
         WRONG_OF(desc, quantize_mode, 2, QUANTIZE_MODE);
+        WRONG_OF(desc, a_row_scales, 1, A_ROW_SCALES);
         WRONG_OF(desc, quantize_mode, 255, QUANTIZE_MODE);
         WRONG_OF(desc, a_zero_point, 1, A_ZERO_POINT);
         WRONG_OF(desc, a_scale, 0.5f, A_SCALE);
@@ -198,6 +199,7 @@ static void test_optional_fields(void **state)
     WRONG(b_zero_points, 2, B_ZERO_POINTS);
     WRONG(clip_lo, -1.0f, CLIP); /* no CLIP */
     WRONG(clip_hi, NAN, CLIP);
+    WRONG(a_row_scales, 2, A_ROW_SCALES);
     check_float_rows(&raw);
     check_s4_weights(&raw);
     check_clip_and_depth(&raw);
@@ -386,6 +388,8 @@ static void test_library_names_the_field(void **state)
     REFUSED(multipliers, multipliers, -EINVAL, "multipliers");
     REFUSED(quantize_mode, GEMMD_QUANTIZE_SYMMETRIC, -EINVAL, "quantize_mode");
     REFUSED(clip_hi, 1.0f, -EINVAL, "clip");
+    REFUSED(a_row_scales, 257, -EINVAL, "a_row_scales");
+    REFUSED(a_row_scales, -1, -EINVAL, "a_row_scales");
     REFUSED(residual_type, GEMMD_TYPE_S32, -EINVAL, "residual_type");
     REFUSED(residual_type, GEMMD_TYPE_U8, -EINVAL, "residual_scale");
     REFUSED(residual_scale, 1.0f, -EINVAL, "residual_scale");

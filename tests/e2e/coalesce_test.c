@@ -21,8 +21,8 @@ static unsigned jobs_wanted(void)
 }
 
 /* One narrower than a panel, one wide, one deep, one that ends in the middle of a panel; then rows
- * that the worker makes when they board: quantised, quantised for s4 weights, summed; and results
- * that are added to what is there. */
+ * that the worker makes when they board: quantised, quantised for s4 weights, summed; and rows
+ * with scales, whose results are added to what is there. */
 static const struct {
     uint32_t n, k;
     struct layer_kind kind;
@@ -34,7 +34,7 @@ static const struct {
     {640, 400, {.a_type = GEMMD_TYPE_F32, .c_type = GEMMD_TYPE_BF16, .b_zero_points = true}},
     {500, 700, {.a_type = GEMMD_TYPE_BF16, .b_type = GEMMD_TYPE_S4, .group = 64}},
     {400, 500, {.a_type = GEMMD_TYPE_U8, .b_zero_points = true}},
-    {500, 300, {.a_type = GEMMD_TYPE_U8, .residual_type = GEMMD_TYPE_F32}},
+    {500, 300, {.a_type = GEMMD_TYPE_U8, .residual_type = GEMMD_TYPE_F32, .a_row_scales = true}},
 };
 
 struct flight {
@@ -89,7 +89,7 @@ static void launch(struct client *client, int index)
         flight->rows = 1 + (uint32_t)(random_next(&client->seed) % ROWS_MAX);
     layer = &client->layers[flight->layer];
     c_row = layer->desc.n * type_bytes(layer->desc.c_type);
-    a_row = layer->desc.k * type_bytes(layer->desc.a_type);
+    a_row = layer_case_a_row_bytes(layer);
     layer_case_fill(layer, &client->seed, flight->a, flight->rows * a_row);
     memset(flight->c, 0xee, flight->rows * c_row);
     if (layer->desc.residual_type)

@@ -66,9 +66,23 @@ static void fill(enum gemmd_type type, uint64_t *seed, void *out, size_t bytes)
     }
 }
 
+size_t layer_case_a_row_bytes(const struct layer_case *layer)
+{
+    const struct gemmd_layer_desc *desc = &layer->desc;
+
+    return desc->k * type_bytes(desc->a_type) + (desc->a_row_scales ? sizeof(float) : 0);
+}
+
 void layer_case_fill(const struct layer_case *layer, uint64_t *seed, void *a, size_t bytes)
 {
+    size_t row_bytes = layer_case_a_row_bytes(layer);
+
     fill(layer->desc.a_type, seed, a, bytes);
+    for (size_t end = row_bytes; layer->desc.a_row_scales && end <= bytes; end += row_bytes) {
+        float scale = random_next(seed) % 16 ? 0.5f + random_unit(seed) : random_float(seed);
+
+        memcpy((char *)a + end - sizeof(scale), &scale, sizeof(scale));
+    }
 }
 
 void layer_case_fill_residual(const struct layer_case *layer, uint64_t *seed, void *residual,
@@ -150,6 +164,7 @@ void layer_case_init_kind(struct layer_case *layer, uint32_t n, uint32_t k,
         desc->clip_lo = -random_unit(&state);
         desc->clip_hi = random_unit(&state);
     }
+    desc->a_row_scales = kind->a_row_scales;
     desc->residual_type = kind->residual_type;
     desc->residual_zero_point = random_zero_point(&state, kind->residual_type);
     if (type_bytes(kind->residual_type) == 1)
@@ -206,18 +221,18 @@ static void report_difference(const struct layer_case *layer, const char *got, c
         at++;
     fprintf(stderr,
             "n %u k %u a_type %d b_type %d c_type %d bias %d activation %d mode %d group %u zero "
-            "points %d residual %d: byte %zu of C differs\n",
+            "points %d residual %d row scales %d: byte %zu of C differs\n",
             layer->desc.n, layer->desc.k, (int)layer->desc.a_type, (int)layer->desc.b_type,
             (int)layer->desc.c_type, (int)layer->desc.bias_type, (int)layer->desc.activation,
             (int)layer->desc.quantize_mode, layer->desc.group, layer->desc.b_zero_points != NULL,
-            (int)layer->desc.residual_type, at);
+            (int)layer->desc.residual_type, layer->desc.a_row_scales, at);
 }
 
 int layer_case_check(struct gemmd *session, struct gemmd_layer *handle,
                      const struct layer_case *layer, uint32_t m, uint64_t seed)
 {
     const struct gemmd_layer_desc *desc = &layer->desc;
-    size_t a_row = desc->k * type_bytes(desc->a_type), c_row = desc->n * type_bytes(desc->c_type);
+    size_t a_row = layer_case_a_row_bytes(layer), c_row = desc->n * type_bytes(desc->c_type);
     size_t a_bytes = m * a_row, c_bytes = m * c_row;
     size_t r_bytes = m * desc->n * type_bytes(desc->residual_type);
     uint8_t *a = gemmd_buffer_alloc(session, a_bytes + 1);

@@ -34,6 +34,7 @@ struct layer_kind {
     uint32_t group;
     bool b_zero_points;
     enum gemmd_type residual_type;
+    bool a_row_scales;
 };
 
 /* Weights over all of s8, zero points anywhere in range, scales per channel when `per_channel`,
@@ -49,8 +50,10 @@ void layer_case_fini(struct layer_case *layer);
 
 size_t type_bytes(enum gemmd_type type);
 
-/* `bytes` of rows of A: u8 and s8 of all values; f32 and bf16 mostly within -4 .. 4, with now and
- * then a NaN, an infinity, a zero, or something tiny or huge. */
+size_t layer_case_a_row_bytes(const struct layer_case *layer);
+/* `bytes` of dense rows of A: u8 and s8 of all values, their scales about 1 and now and then
+ * any; f32 and bf16 mostly within -4 .. 4, with now and then a NaN, an infinity, a zero, or
+ * something tiny or huge. */
 void layer_case_fill(const struct layer_case *layer, uint64_t *seed, void *a, size_t bytes);
 /* The same of rows of the residual. */
 void layer_case_fill_residual(const struct layer_case *layer, uint64_t *seed, void *residual,

@@ -113,6 +113,8 @@ static void read_row(const struct gemmd_layer_desc *desc, const void *from, stru
         quantise_row(desc, from, row);
         return;
     }
+    if (desc->a_row_scales)
+        memcpy(&row->scale, u8 + desc->k, sizeof(row->scale));
     for (uint32_t t = 0; t < desc->k; t++)
         row->values[t] = (desc->a_type == GEMMD_TYPE_U8 ? u8[t] : s8[t]) - desc->a_zero_point;
 }
@@ -184,12 +186,15 @@ static float real_sum(const struct gemmd_layer_desc *desc, const struct row *row
     } else if (layer_is_float(desc->a_type)) {
         f = accumulate_s4(desc, row, j, row->zero_point, &weighted);
         f = f - (float)row->zero_point * weighted;
+    } else if (desc->a_row_scales) {
+        f = accumulate_s4(desc, row, j, desc->a_zero_point, &weighted);
+        f = f - (float)desc->a_zero_point * weighted;
     } else {
         f = accumulate_s4(desc, row, j, desc->a_zero_point, &weighted);
         bias = bias - (float)desc->a_zero_point * weighted * scale;
     }
     f = f * scale;
-    if (layer_is_float(desc->a_type))
+    if (layer_is_float(desc->a_type) || desc->a_row_scales)
         f = f * row->scale;
     return f + bias;
 }

@@ -400,6 +400,7 @@ static int set_up(void **state)
                                                 .residual_type = GEMMD_TYPE_S8,
                                                 .quantize_mode = GEMMD_QUANTIZE_SYMMETRIC};
     static const struct layer_kind s4_weights = {.b_type = GEMMD_TYPE_S4,
+                                                 .a_row_scales = true,
                                                  .bias_type = GEMMD_TYPE_F32,
                                                  .activation = GEMMD_ACTIVATION_SILU,
                                                  .group = 32};

@@ -42,6 +42,8 @@ static void add_metadata(FILE *header, unsigned i, const struct gemmd_layer_desc
                 (double)desc->clip_lo, i, (double)desc->clip_hi);
     if (desc->quantize_mode == GEMMD_QUANTIZE_SYMMETRIC)
         fprintf(header, ",\"l%u.quantize_mode\":\"symmetric\"", i);
+    if (desc->a_row_scales)
+        fprintf(header, ",\"l%u.a_row_scales\":\"1\"", i);
     if (desc->residual_type)
         fprintf(header, ",\"l%u.residual_type\":\"%s\"", i, type_name(desc->residual_type));
     if (desc->residual_scale != 0)

@@ -107,7 +107,7 @@ static void arrays_fill(struct arrays *x, size_t sums, bool ties, bool float_acc
         x->weighted_sums[j] = hostile_float();
     }
     for (size_t i = 0; i < ROWS_BEFORE_MAX + GEMM_MR_MAX; i++) {
-        x->row_scales[i] = hostile_float();
+        x->row_scales[i] = any_float();
         x->row_zero_points[i] = (int32_t)random_below(256);
         x->row_sums[i] = hostile_s32();
     }

@@ -107,6 +107,7 @@
     F(gemmd_layer_desc_abi, clip_hi)                                                               \
     F(gemmd_layer_desc_abi, residual_zero_point)                                                   \
     F(gemmd_layer_desc_abi, residual_scale)                                                        \
+    F(gemmd_layer_desc_abi, a_row_scales)                                                          \
     F(gemmd_layer_desc_abi, reserved)                                                              \
     S(gemmd_msg_layer_create)                                                                      \
     F(gemmd_msg_layer_create, header)                                                              \

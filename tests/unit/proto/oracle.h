@@ -129,7 +129,7 @@ static inline bool oracle_inverse_finite(float value)
 static inline oracle_set oracle_layer_types(const struct gemmd_layer_desc_abi *desc)
 {
     const bool real_a = desc->a_type == 4 || desc->a_type == 5;
-    const bool s32 = desc->c_type == 3, s4 = desc->b_type == 6;
+    const bool s32 = desc->c_type == 3, s4 = desc->b_type == 6, scaled = desc->a_row_scales != 0;
     oracle_set faults = 0;
 
     if (desc->a_type != 1 && desc->a_type != 2 && !real_a)
@@ -138,11 +138,11 @@ static inline oracle_set oracle_layer_types(const struct gemmd_layer_desc_abi *d
         faults |= FAULT(B_TYPE);
     if (s4 && desc->a_type == 2)
         faults |= FAULT(B_TYPE);
-    if (desc->c_type < 1 || desc->c_type > 5 || (s32 && (real_a || s4)))
+    if (desc->c_type < 1 || desc->c_type > 5 || (s32 && (real_a || s4 || scaled)))
         faults |= FAULT(C_TYPE);
     if (desc->bias_type != 0 && desc->bias_type != 3 && desc->bias_type != 4)
         faults |= FAULT(BIAS_TYPE);
-    if ((desc->bias_type == 4 && s32) || (desc->bias_type == 3 && (real_a || s4)))
+    if ((desc->bias_type == 4 && s32) || (desc->bias_type == 3 && (real_a || s4 || scaled)))
         faults |= FAULT(BIAS_TYPE);
     if (desc->activation > 5 || (desc->activation != 0 && s32))
         faults |= FAULT(ACTIVATION);
@@ -170,6 +170,8 @@ static inline oracle_set oracle_layer_options(const struct gemmd_layer_desc_abi 
 
     if (desc->quantize_mode != 0 && !(desc->quantize_mode == 1 && real_a))
         faults |= FAULT(QUANTIZE_MODE);
+    if (desc->a_row_scales != 0 && !(desc->a_row_scales == 1 && !real_a))
+        faults |= FAULT(A_ROW_SCALES);
     if (desc->b_zero_points != 0 && !(desc->b_zero_points == 1 && !s4))
         faults |= FAULT(B_ZERO_POINTS);
     if (s4 != (desc->group == 32 || desc->group == 64 || desc->group == 128) ||
@@ -211,7 +213,7 @@ static inline oracle_int oracle_image_bytes(const struct gemmd_layer_desc_abi *d
 
 static inline oracle_set oracle_layer_desc(const struct gemmd_layer_desc_abi *desc)
 {
-    static const uint32_t zeros[2];
+    static const uint8_t zeros[7];
     const bool narrow = desc->residual_type == 1 || desc->residual_type == 2;
     oracle_set faults = oracle_layer_types(desc) | oracle_layer_options(desc);
 

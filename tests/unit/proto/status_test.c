@@ -73,6 +73,7 @@ static const struct {
     {80, "RESIDUAL_TYPE"},
     {81, "RESIDUAL_ZERO_POINT"},
     {82, "RESIDUAL_SCALE"},
+    {83, "A_ROW_SCALES"},
     {96, "MESSAGE_SHORT"},
     {97, "MESSAGE_LONG"},
     {98, "MESSAGE_TYPE"},

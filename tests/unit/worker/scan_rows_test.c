@@ -38,6 +38,7 @@ static void set_up(enum gemm_type a_type, uint32_t k)
     layer.view.epilogue.b_zero_points = b_zero_points;
     layer.view.epilogue.residual_type = GEMM_TYPE_U8;
     layer.shape.a_row_bytes = k * (uint32_t)gemm_type_bytes(a_type);
+    layer.view.a_row_scales = a_type == GEMM_TYPE_U8; /* what comes behind the row is one */
     scheduler_init_layer(&layer.scheduled, PANELS, 4, 1000);
     scheduler_limit_rows(&layer.scheduled, scan_rows_limit(&layer.view));
     memset(&scan, 0, sizeof(scan));
@@ -109,6 +110,8 @@ static void check_row(uint32_t row, const struct job *job, uint32_t index)
     if (!view->quantize) {
         assert_ptr_equal(rows[1].a[row], source);
         assert_int_equal(rows[1].sums[row], gemm_row_sum(view->a_type, 3, view->k, source));
+        assert_memory_equal(&rows[1].scales[row], source + view->k, sizeof(float));
+        assert_int_equal(rows[1].zero_points[row], 3);
         return;
     }
     made = quantize_row(view->quantize, view->a_type, view->quantize_mode, view->k, source, q);

@@ -19,7 +19,7 @@
  * After fork() the child must not use its parent's session: every call then returns -EOWNERDEAD.
  *
  * Promise: a submitted job yields exactly one completion: success with C fully written, or an
- * error.  C is undefined until completion.  C must not overlap A.
+ * error.  C is undefined until completion.  C must not overlap A, nor a residual other than itself.
  */
 #ifndef GEMMD_H
 #define GEMMD_H
@@ -98,7 +98,9 @@ struct gemmd_options {
     int recover_ms;          /* > 0: when the worker dies, look for another for so long, and go on
                                 with it: buffers keep their addresses and contents, layers are
                                 opened again, jobs in flight are submitted again, and each completes
-                                once.  Any call on the session may then block for so long.
+                                once.  Any call on the session may then block for so long.  Jobs
+                                that add to C (residual == c) complete with WORKER_LOST: nobody
+                                knows what the dead worker had already added.
                                 0 (default): jobs in flight complete with WORKER_LOST */
     int keep_weights;        /* with recover_ms; 1: keep a private copy of the weights of created
                                 layers for a worker that has lost them.  0 (default): a layer that
@@ -135,11 +137,16 @@ GEMMD_API const char *gemmd_error_text(const struct gemmd *session);
 /* ---- layers ---------------------------------------------------------------------------------- */
 
 /*
- * A layer: C [m x n] = activation(real(A [m x k]) * real(B [n x k])^T + bias), quantised, where
+ * A layer: C [m x n] = activation(real(A [m x k]) * real(B [n x k])^T + bias + real(R [m x n])),
+ * quantised, where
  *   real(a) = a_scale * (a - a_zero_point) of u8 and s8 rows; f32 and bf16 rows are real already,
  *     and are quantised by the worker (enum gemmd_quantize_mode): give a_scale 1, a_zero_point 0;
+ *     with a_row_scales each row of u8 or s8 brings a scale of its own, a float (any value) in the
+ *     4 bytes behind its k elements, and real(a) is that times what is said above;
  *   real(b of channel j) = b_scales[j] * (b - b_zero_points[j]) of s8 weights, and of s4 ones
  *     b_scales[j] * multipliers[j][t / group] * b, t being the place along k;
+ *   R, the residual, is there with residual_type only, and comes with each job; real(r) =
+ *     residual_scale * (r - residual_zero_point) of u8 and s8; f32 and bf16 are real already;
  *   an s8/u8 output is round-half-even(c / c_scale) + c_zero_point, saturated; a bf16 output is
  *   rounded to nearest even.
  * An s32 output is the exact sum of (a - a_zero_point) * (b - b_zero_point), plus an s32 bias;
@@ -149,7 +156,11 @@ GEMMD_API const char *gemmd_error_text(const struct gemmd *session);
  *   u8, s8      s8    u8, s8, s32, f32, bf16 none, s32, f32 (s32 output: not f32)
  *   f32, bf16   s8    u8, s8, f32, bf16      none, f32
  *   u8          s4    u8, s8, f32, bf16      none, f32
+ *   u8, s8 with a_row_scales: as float rows
  *   f32, bf16   s4    u8, s8, f32, bf16      none, f32
+ *
+ * and with each of these but an s32 output a residual of u8, s8, f32 or bf16.  A NaN in it becomes
+ * 0 by ReLU, clip_lo by clip, the least value of u8 and s8, and else the quiet NaN.
  *
  * Every instruction-set level gives the same bits, alone or beside other jobs.
  */
@@ -171,6 +182,7 @@ struct gemmd_layer_desc {
     uint32_t scale_count;      /* 1 (default): one for all channels; or n */
     float a_scale, c_scale;    /* finite, > 0; default 1.0; a_scale of F32 and BF16 is 1.0 */
     int32_t a_zero_point;      /* within a_type; 0 unless U8 or S8; default 0 */
+    int a_row_scales;          /* 1: of U8 and S8 rows, which end with their scales; default 0 */
     enum gemmd_quantize_mode quantize_mode; /* of F32 and BF16 rows; default, and with others:
                                   ASYMMETRIC */
     int32_t c_zero_point;      /* within c_type; 0 unless U8 or S8; default 0 */
@@ -179,6 +191,9 @@ struct gemmd_layer_desc {
     const void *bias;          /* [n] of bias_type */
     enum gemmd_activation activation; /* default NONE; NONE with an s32 output */
     float clip_lo, clip_hi;    /* of CLIP: finite, lo <= hi; else 0 (default) */
+    enum gemmd_type residual_type; /* NONE (default), U8, S8, F32 or BF16 */
+    int32_t residual_zero_point;   /* within residual_type; 0 (default) unless U8 or S8 */
+    float residual_scale;          /* of U8 and S8: finite, > 0; else 0 (default) */
     const char *name;          /* others open the layer by it; NULL (default): none; 1..63 of
                                   [A-Za-z0-9._/-] */
     uint64_t reserved[8];      /* 0 */
@@ -212,6 +227,10 @@ GEMMD_API uint32_t gemmd_layer_k(const struct gemmd_layer *layer);
 GEMMD_API enum gemmd_type gemmd_layer_a_type(const struct gemmd_layer *layer);
 GEMMD_API enum gemmd_type gemmd_layer_b_type(const struct gemmd_layer *layer);
 GEMMD_API enum gemmd_type gemmd_layer_c_type(const struct gemmd_layer *layer);
+/* Bytes of a row of A, with its scale if it has one. */
+GEMMD_API uint32_t gemmd_layer_a_row_bytes(const struct gemmd_layer *layer);
+/* NONE: its jobs have no residual. */
+GEMMD_API enum gemmd_type gemmd_layer_residual_type(const struct gemmd_layer *layer);
 /* Worker memory the gemmd_layer_create or gemmd_layer_open of this handle added: 0 when attached.
  */
 GEMMD_API uint64_t gemmd_layer_bytes_new(const struct gemmd_layer *layer);
@@ -241,12 +260,17 @@ enum gemmd_priority {
     GEMMD_PRIORITY_BACKGROUND = 2,
 };
 
-/* One layer applied to m rows.  A and C lie inside buffers of the session. */
+/* One layer applied to m rows.  A, C and the residual lie inside buffers of the session. */
 struct gemmd_job {
     struct gemmd_layer *layer;
     uint32_t m;              /* rows, 0..2^20; 0 completes at once */
-    const void *a;           /* k elements of a_type per row, any alignment */
+    const void *a;           /* k elements of a_type per row, and its scale with a_row_scales; any
+                                alignment */
     void *c;                 /* n elements of c_type per row, aligned to the element */
+    const void *residual;    /* n elements of residual_type per row, any alignment, as many elements
+                                from row to row as in C.  May be c, if the elements are equally
+                                long: then C is what is added to.  NULL (default) for layers that
+                                have none */
     uint32_t a_stride_bytes; /* from row to row; <= 2^24 */
     uint32_t c_stride_bytes;
     uint64_t user_data;      /* returned in the completion */
@@ -362,7 +386,7 @@ struct gemmd_layer_info {
     uint32_t references; /* sessions that have it open */
     uint64_t jobs, rows;
     char kernel[64];
-    enum gemmd_type bias_type, b_type;
+    enum gemmd_type bias_type, b_type, residual_type;
     uint32_t uid;        /* whose quota it counts against */
     int pinned;          /* 1: never evicted */
     int unloaded;        /* 1: goes with its last handle */

@@ -89,6 +89,7 @@ int gemmd_get_layer_info(struct gemmd *session, uint32_t index, struct gemmd_lay
         .rows = reply.rows,
         .bias_type = (enum gemmd_type)reply.desc.bias_type,
         .b_type = (enum gemmd_type)reply.desc.b_type,
+        .residual_type = (enum gemmd_type)reply.desc.residual_type,
         .uid = reply.uid,
         .pinned = (reply.flags & GEMMD_LAYER_PINNED) != 0,
         .unloaded = (reply.flags & GEMMD_LAYER_UNLOADED) != 0,

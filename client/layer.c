@@ -72,6 +72,7 @@ static int convert_desc(struct gemmd *session, const struct gemmd_layer_desc *de
         .activation = to_byte(desc->activation),
         .scale_count = desc->scale_count,
         .a_zero_point = desc->a_zero_point,
+        .a_row_scales = to_byte((unsigned)desc->a_row_scales),
         .c_zero_point = desc->c_zero_point,
         .a_scale = desc->a_scale,
         .c_scale = desc->c_scale,
@@ -81,6 +82,9 @@ static int convert_desc(struct gemmd *session, const struct gemmd_layer_desc *de
         .group = desc->group,
         .clip_lo = desc->clip_lo,
         .clip_hi = desc->clip_hi,
+        .residual_type = to_byte(desc->residual_type),
+        .residual_zero_point = desc->residual_zero_point,
+        .residual_scale = desc->residual_scale,
     };
     status = gemmd_validate_layer_desc(out, layout);
     if (status != GEMMD_STATUS_OK)
@@ -429,6 +433,11 @@ uint32_t gemmd_layer_k(const struct gemmd_layer *layer)
     return layer->desc.k;
 }
 
+uint32_t gemmd_layer_a_row_bytes(const struct gemmd_layer *layer)
+{
+    return gemmd_abi_a_row_bytes(&layer->desc);
+}
+
 enum gemmd_type gemmd_layer_a_type(const struct gemmd_layer *layer)
 {
     return (enum gemmd_type)layer->desc.a_type;
@@ -442,6 +451,11 @@ enum gemmd_type gemmd_layer_b_type(const struct gemmd_layer *layer)
 enum gemmd_type gemmd_layer_c_type(const struct gemmd_layer *layer)
 {
     return (enum gemmd_type)layer->desc.c_type;
+}
+
+enum gemmd_type gemmd_layer_residual_type(const struct gemmd_layer *layer)
+{
+    return (enum gemmd_type)layer->desc.residual_type;
 }
 
 uint64_t gemmd_layer_bytes_new(const struct gemmd_layer *layer)

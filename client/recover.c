@@ -11,7 +11,8 @@
  *   4  submit the unfinished jobs again, in their order
  *
  * A job that the dead worker had done and not yet reported runs twice.  That is invisible: C must
- * not overlap A, so A is as it was, and the tag of a job is accepted once.
+ * not overlap A, so A is as it was, and the tag of a job is accepted once.  Only a job whose
+ * residual is C itself cannot run twice: it is given up.
  */
 #include "client/internal.h"
 
@@ -140,13 +141,19 @@ static int compare_tags(const void *left, const void *right)
     return (int32_t)((uint32_t)(a->user_data >> 32) - (uint32_t)(b->user_data >> 32));
 }
 
+static bool adds_to_c(const struct gemmd_job_copy *copy)
+{
+    return copy->layer->desc.residual_type != GEMMD_ABI_TYPE_NONE && copy->sqe.m != 0 &&
+           copy->sqe.residual_offset == copy->sqe.c_offset;
+}
+
 static void submit_again(struct gemmd *session, struct gemmd_job_copy *copy)
 {
     if (copy->sqe.op == GEMMD_OP_CANCEL) {
         gemmd_sq_push(&session->sq, &copy->sqe); /* its target has kept its tag */
         return;
     }
-    if (!copy->layer || copy->layer->lost) {
+    if (!copy->layer || copy->layer->lost || adds_to_c(copy)) {
         copy->verdict = copy->layer ? GEMMD_STATUS_WORKER_LOST : GEMMD_STATUS_LAYER_STALE;
         session->verdicts++;
         return;

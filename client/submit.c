@@ -16,14 +16,37 @@ void gemmd_job_init(struct gemmd_job *job, struct gemmd_layer *layer, uint32_t m
     *job = (struct gemmd_job){.layer = layer, .m = m, .a = a, .c = c};
     if (!layer)
         return;
-    job->a_stride_bytes = layer->desc.k * gemmd_abi_type_bytes(layer->desc.a_type);
+    job->a_stride_bytes = gemmd_abi_a_row_bytes(&layer->desc);
     job->c_stride_bytes = layer->desc.n * gemmd_abi_type_bytes(layer->desc.c_type);
+}
+
+/* Of a job's operands, from the arena's start; of an absent one 0. */
+struct offsets {
+    uint64_t a, c, residual;
+};
+
+static uint64_t offset_of(const struct gemmd *session, const void *pointer)
+{
+    return (uint64_t)((uintptr_t)pointer - (uintptr_t)session->arena.memory);
+}
+
+static struct offsets offsets_of(const struct gemmd *session, const struct gemmd_job *job)
+{
+    bool has_residual = job->layer && job->layer->desc.residual_type != GEMMD_ABI_TYPE_NONE;
+
+    if (job->m == 0)
+        return (struct offsets){0};
+    return (struct offsets){
+        .a = offset_of(session, job->a),
+        .c = offset_of(session, job->c),
+        .residual = has_residual ? offset_of(session, job->residual) : 0,
+    };
 }
 
 /* NULL, or what is wrong.  Only what the worker cannot see is checked here; the rest it must check
  * anyway, and answers with a status. */
 static const char *find_fault(const struct gemmd *session, const struct gemmd_job *job,
-                              uint64_t a_offset, uint64_t c_offset)
+                              const struct offsets *offsets)
 {
     if (!job->layer || job->layer->session != session)
         return "layer: NULL, or of another session";
@@ -33,16 +56,15 @@ static const char *find_fault(const struct gemmd *session, const struct gemmd_jo
         return "reserved: must be 0; call gemmd_job_init";
     if ((unsigned)job->priority > GEMMD_PRIORITY_BACKGROUND)
         return "priority: unknown class";
-    if (job->m && a_offset >= session->arena.bytes)
+    if (offsets->a >= session->arena.bytes)
         return "a: not in a buffer of this session; see gemmd_buffer_alloc";
-    if (job->m && c_offset >= session->arena.bytes)
+    if (offsets->c >= session->arena.bytes)
         return "c: not in a buffer of this session; see gemmd_buffer_alloc";
+    if (job->residual && job->layer->desc.residual_type == GEMMD_ABI_TYPE_NONE)
+        return "residual: the layer has none";
+    if (offsets->residual >= session->arena.bytes)
+        return "residual: not in a buffer of this session; see gemmd_buffer_alloc";
     return NULL;
-}
-
-static uint64_t offset_of(const struct gemmd *session, const void *pointer)
-{
-    return (uint64_t)((uintptr_t)pointer - (uintptr_t)session->arena.memory);
 }
 
 /* Takes a slot of the table and one of the ring; there is one of each.  `layer` NULL: a cancel. */
@@ -64,8 +86,8 @@ static void push(struct gemmd *session, struct gemmd_sqe *sqe, uint64_t user_dat
     gemmd_sq_push(&session->sq, sqe);
 }
 
-static void push_job(struct gemmd *session, const struct gemmd_job *job, uint64_t a_offset,
-                     uint64_t c_offset)
+static void push_job(struct gemmd *session, const struct gemmd_job *job,
+                     const struct offsets *offsets)
 {
     struct gemmd_sqe sqe = {
         .op = GEMMD_OP_GEMM,
@@ -73,8 +95,9 @@ static void push_job(struct gemmd *session, const struct gemmd_job *job, uint64_
         .m = job->m,
         .layer_id = job->layer->id,
         .layer_gen = job->layer->gen,
-        .a_offset = a_offset,
-        .c_offset = c_offset,
+        .a_offset = offsets->a,
+        .c_offset = offsets->c,
+        .residual_offset = (uint32_t)offsets->residual,
         .a_stride_bytes = job->a_stride_bytes,
         .c_stride_bytes = job->c_stride_bytes,
         .deadline_ns = job->deadline_ns,
@@ -119,14 +142,14 @@ int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, unsigned c
     /* The table has as many slots as either ring: a full one means that jobs are to be reaped. */
     for (; taken < count && taken < INT32_MAX && session->in_flight < session->entries; taken++) {
         const struct gemmd_job *job = &jobs[taken];
-        uint64_t a_offset = offset_of(session, job->a), c_offset = offset_of(session, job->c);
-        const char *fault = find_fault(session, job, a_offset, c_offset);
+        struct offsets offsets = offsets_of(session, job);
+        const char *fault = find_fault(session, job, &offsets);
 
         if (fault && taken == 0)
             return gemmd_fail(session, -EINVAL, "%s", fault);
         if (fault)
             break;
-        push_job(session, job, job->m ? a_offset : 0, job->m ? c_offset : 0);
+        push_job(session, job, &offsets);
     }
     session->jobs += taken;
     session->unflushed |= taken != 0;

@@ -75,11 +75,9 @@ static bool residual_valid(const struct gemm_epilogue *e)
 {
     if (!e->residual)
         return true;
-    if (is_narrow(e->c_type))
-        return e->residual_type == e->c_type &&
-               zero_point_valid(e->residual_type, e->residual_zero_point) &&
-               isfinite(e->residual_scale);
-    return is_float(e->c_type) && is_float(e->residual_type);
+    if (e->c_type == GEMM_TYPE_S32 || !zero_point_valid(e->residual_type, e->residual_zero_point))
+        return false;
+    return is_narrow(e->residual_type) ? isfinite(e->residual_scale) : is_float(e->residual_type);
 }
 
 static bool all_finite(uint32_t n, const float *values)

@@ -15,8 +15,9 @@
  *     f = f * scale[j]
  *     [f = f * row_scales[i]]
  *     f = f + bias[j]                                   always; bias is +0.0f where there is none
- *     [f = f + r]                                       r = (float)residual[i][j] for F32 and BF16,
- *                   r = (float)(residual[i][j] - residual_zero_point) * residual_scale for U8, S8
+ *     [f = f + r]       of residuals in F32 and BF16:   r = (float)residual[i][j]
+ *                       in U8 and S8:   r = (float)(residual[i][j] - residual_zero_point) * scale,
+ *                                       with residual_scale; whatever the output's type is
  *     f = activation(f)                                 kernels/activation.h
  *     F32 output:  y = f
  *     BF16 output: y = f rounded to nearest even
@@ -29,13 +30,14 @@
  *     f = acc
  *     [f = f - (float)row_zero_points[i] * weighted_sums[j]]
  *
- * NaN and infinities.  scale, bias, inverse_c_scale and the clip bounds are finite (gemm_epilogue_
- * check, and layer creation).  NaN then comes only from a residual that holds one, or from
- * infinity * 0 and infinity - infinity after an overflow.  max(x, y) is x > y ? x : y and min
- * likewise, so NaN becomes: +0 by RELU, clip_lo by CLIP, NaN by the others; the smallest value of
- * the type by U8/S8; the quiet NaN 0x7fc00000 (F32) or 0x7fc0 (BF16), whatever its sign and payload
- * were, so that no level and no compiler can differ.  Infinities are kept for F32 and BF16 and
- * clamped for U8/S8; a finite f beyond the range of BF16 rounds to infinity.
+ * NaN and infinities.  row_scales may be any floats; scale, bias, inverse_c_scale and the clip
+ * bounds are finite (gemm_epilogue_check, and layer creation).  NaN then comes only from a
+ * residual or a row scale that is one, or from infinity * 0 and infinity - infinity after an
+ * overflow.  max(x, y) is x > y ? x : y and min likewise, so NaN becomes: +0 by RELU, clip_lo by
+ * CLIP, NaN by the others; the smallest value of the type by U8/S8; the quiet NaN 0x7fc00000 (F32)
+ * or 0x7fc0 (BF16), whatever its sign and payload were, so that no level and no compiler can
+ * differ.  Infinities are kept for F32 and BF16 and clamped for U8/S8; a finite f beyond the range
+ * of BF16 rounds to infinity.
  */
 #ifndef GEMMD_KERNELS_EPILOGUE_H
 #define GEMMD_KERNELS_EPILOGUE_H
@@ -64,8 +66,10 @@ struct gemm_epilogue {
     const float *row_scales;
     const int32_t *row_zero_points; /* of A */
     const int32_t *row_sums;        /* sum over k of A's row minus its zero point */
-    const void *const *residual;    /* row i's columns [n_begin, n_end) are read, any alignment */
-    enum gemm_type residual_type;   /* U8/S8 output: that type; F32/BF16 output: F32 or BF16 */
+    /* Row i's columns [n_begin, n_end) are read, any alignment, each element once, and before the
+     * same column of C is written: it may be C's own row if their elements are equally long. */
+    const void *const *residual;
+    enum gemm_type residual_type;   /* U8, S8, F32 or BF16; none with S32 output */
     int32_t residual_zero_point;
     float residual_scale;
 };

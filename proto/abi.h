@@ -87,7 +87,7 @@ struct gemmd_sqe {
         uint64_t target;      /* 40: CANCEL: a user_data */
     };
     uint64_t user_data;      /* 48: returned in the completion */
-    uint32_t reserved1;      /* 56: must be 0 */
+    uint32_t residual_offset; /* 56: likewise for the residual, where the layer has one; else 0 */
     uint32_t seq;            /* 60: index + 1, the ring's full/empty flag */
 };
 
@@ -172,9 +172,10 @@ GEMMD_AT(gemmd_sqe, c_stride_bytes, 36);
 GEMMD_AT(gemmd_sqe, deadline_ns, 40);
 GEMMD_AT(gemmd_sqe, target, 40);
 GEMMD_AT(gemmd_sqe, user_data, 48);
-GEMMD_AT(gemmd_sqe, reserved1, 56);
+GEMMD_AT(gemmd_sqe, residual_offset, 56);
 GEMMD_AT(gemmd_sqe, seq, 60);
 static_assert(sizeof(struct gemmd_sqe) == 64, "a submission is one cache line");
+static_assert(GEMMD_ARENA_BYTES_MAX <= UINT64_C(1) << 32, "residual_offset reaches every byte");
 
 GEMMD_AT(gemmd_cqe, user_data, 0);
 GEMMD_AT(gemmd_cqe, status, 8);

@@ -107,11 +107,14 @@ struct gemmd_layer_desc_abi {
     uint8_t b_type;        /* 32: S8 or S4 */
     uint8_t quantize_mode; /* 33: of F32 and BF16 rows: enum gemmd_abi_quantize_mode; else 0 */
     uint8_t b_zero_points; /* 34: 1: the image has one for each channel (S8); else 0 */
-    uint8_t reserved0;     /* 35: 0 */
+    uint8_t residual_type; /* 35: NONE, U8, S8, F32 or BF16: added before the activation */
     uint32_t group;        /* 36: weights that share a multiplier (S4: 32, 64, 128); else 0 */
     float clip_lo;         /* 40: of CLIP; else 0 */
     float clip_hi;         /* 44 */
-    uint32_t reserved[4];  /* 48: 0 */
+    int32_t residual_zero_point; /* 48: of U8 and S8; else 0 */
+    float residual_scale;        /* 52: likewise */
+    uint8_t a_row_scales;        /* 56: 1: each row of A (U8, S8) ends with its scale; else 0 */
+    uint8_t reserved[7];         /* 57: 0 */
 };
 
 /*
@@ -419,7 +422,11 @@ GEMMD_AT(gemmd_layer_desc_abi, quantize_mode, 33);
 GEMMD_AT(gemmd_layer_desc_abi, b_zero_points, 34);
 GEMMD_AT(gemmd_layer_desc_abi, group, 36);
 GEMMD_AT(gemmd_layer_desc_abi, clip_lo, 40);
-GEMMD_AT(gemmd_layer_desc_abi, reserved, 48);
+GEMMD_AT(gemmd_layer_desc_abi, residual_type, 35);
+GEMMD_AT(gemmd_layer_desc_abi, residual_zero_point, 48);
+GEMMD_AT(gemmd_layer_desc_abi, residual_scale, 52);
+GEMMD_AT(gemmd_layer_desc_abi, a_row_scales, 56);
+GEMMD_AT(gemmd_layer_desc_abi, reserved, 57);
 GEMMD_AT(gemmd_msg_layer_create, desc, 16);
 GEMMD_AT(gemmd_msg_layer_create, content_id, 80);
 GEMMD_AT(gemmd_msg_layer_create, name, 96);

@@ -28,6 +28,8 @@
     X(CANCELLED, 15, ECANCELED, "job: cancelled before it was complete")                           \
     X(CANCEL_MISSED, 16, ENOENT, "target: no unfinished job of this session has that user_data")   \
     X(PRIORITY, 17, EINVAL, "priority: unknown class")                                             \
+    X(RESIDUAL_OFFSET, 18, EFAULT, "residual_offset: it leaves the arena, or the layer has none")  \
+    X(RESIDUAL_OVERLAP, 19, EINVAL, "residual_offset: the residual overlaps C and is not C")       \
     /* control messages: the session lives on */                                                   \
     X(STATE, 32, EPROTO, "message: not allowed in this state of the session")                      \
     X(RING_ENTRIES, 33, EINVAL, "ring_entries: not a power of two within the limits")              \
@@ -35,7 +37,7 @@
     X(N, 35, EINVAL, "n: 0 or above the limit")                                                    \
     X(K, 36, EINVAL, "k: 0 or above the limit (33025 with zero points of B)")                      \
     X(A_TYPE, 37, EINVAL, "a_type: not u8, s8, f32 or bf16")                                       \
-    X(C_TYPE, 38, EINVAL, "c_type: unknown, or s32 with float rows or s4 weights")                 \
+    X(C_TYPE, 38, EINVAL, "c_type: unknown, or s32 with float rows, row scales or s4 weights")     \
     X(BIAS_TYPE, 39, EINVAL, "bias_type: unknown, or not possible with these types")               \
     X(ACTIVATION, 40, EINVAL, "activation: unknown, or not possible for an s32 output")            \
     X(SCALE_COUNT, 41, EINVAL, "scale_count: neither 1 nor n")                                     \
@@ -71,6 +73,10 @@
     X(B_ZERO_POINTS, 77, EINVAL, "b_zero_points: not 0 or 1, or with s4 weights")                  \
     X(GROUP, 78, EINVAL, "group: not 32, 64 or 128 with s4 weights, not 0 with s8")                \
     X(CLIP, 79, EINVAL, "clip: not finite with clip_lo <= clip_hi, or set without clip")           \
+    X(RESIDUAL_TYPE, 80, EINVAL, "residual_type: not u8, s8, f32, bf16, none; or with s32 output") \
+    X(RESIDUAL_ZERO_POINT, 81, EINVAL, "residual_zero_point: outside the range of residual_type")  \
+    X(RESIDUAL_SCALE, 82, EINVAL, "residual_scale: of u8 and s8 not finite, positive; else not 0") \
+    X(A_ROW_SCALES, 83, EINVAL, "a_row_scales: not 0 or 1, or with float rows")                    \
     /* protocol violations: the worker ends the session */                                         \
     X(MESSAGE_SHORT, 96, EBADMSG, "message: shorter than its type demands")                        \
     X(MESSAGE_LONG, 97, EBADMSG, "message: longer than its type allows")                           \

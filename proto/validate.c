@@ -121,24 +121,27 @@ static enum gemmd_status validate_layer_types(const struct gemmd_layer_desc_abi 
 {
     bool float_rows = gemmd_abi_is_float(desc->a_type), s4 = desc->b_type == GEMMD_ABI_TYPE_S4;
     bool s32_output = desc->c_type == GEMMD_ABI_TYPE_S32;
+    /* Then there is no fixed unit of the accumulator. */
+    bool scales_vary = float_rows || s4 || desc->a_row_scales;
 
     if (!is_narrow(desc->a_type) && !float_rows)
         return GEMMD_STATUS_A_TYPE;
     if ((!s4 && desc->b_type != GEMMD_ABI_TYPE_S8) || (s4 && desc->a_type == GEMMD_ABI_TYPE_S8))
         return GEMMD_STATUS_B_TYPE;
-    /* An s32 output is the accumulator itself: no float step, so no float rows, no multipliers, no
-     * float bias and no activation. */
-    if (gemmd_abi_type_bytes(desc->c_type) == 0 || (s32_output && (float_rows || s4)))
+    /* An s32 output is the accumulator: no float step, so no float bias and no activation. */
+    if (gemmd_abi_type_bytes(desc->c_type) == 0 || (s32_output && scales_vary))
         return GEMMD_STATUS_C_TYPE;
-    /* An s32 bias counts in units of the accumulator: float rows and s4 weights have no fixed one.
-     */
     if (desc->bias_type != GEMMD_ABI_TYPE_NONE &&
-        (desc->bias_type != GEMMD_ABI_TYPE_S32 || float_rows || s4) &&
+        (desc->bias_type != GEMMD_ABI_TYPE_S32 || scales_vary) &&
         (desc->bias_type != GEMMD_ABI_TYPE_F32 || s32_output))
         return GEMMD_STATUS_BIAS_TYPE;
     if (desc->activation > GEMMD_ABI_ACTIVATION_SILU ||
         (desc->activation != GEMMD_ABI_ACTIVATION_NONE && s32_output))
         return GEMMD_STATUS_ACTIVATION;
+    if (desc->residual_type != GEMMD_ABI_TYPE_NONE &&
+        (s32_output ||
+         (!is_narrow(desc->residual_type) && !gemmd_abi_is_float(desc->residual_type))))
+        return GEMMD_STATUS_RESIDUAL_TYPE;
     return GEMMD_STATUS_OK;
 }
 
@@ -150,6 +153,8 @@ static enum gemmd_status validate_layer_options(const struct gemmd_layer_desc_ab
 
     if (desc->quantize_mode > (gemmd_abi_is_float(desc->a_type) ? GEMMD_ABI_QUANTIZE_SYMMETRIC : 0))
         return GEMMD_STATUS_QUANTIZE_MODE;
+    if (desc->a_row_scales > (gemmd_abi_is_float(desc->a_type) ? 0 : 1))
+        return GEMMD_STATUS_A_ROW_SCALES;
     if (desc->b_zero_points > (s4 ? 0 : 1))
         return GEMMD_STATUS_B_ZERO_POINTS;
     if (s4 ? desc->group != 32 && desc->group != 64 && desc->group != 128 : desc->group != 0)
@@ -159,8 +164,6 @@ static enum gemmd_status validate_layer_options(const struct gemmd_layer_desc_ab
                 desc->clip_lo <= desc->clip_hi)
             : desc->clip_lo != 0.0f || desc->clip_hi != 0.0f)
         return GEMMD_STATUS_CLIP;
-    if (desc->reserved0)
-        return GEMMD_STATUS_RESERVED;
     for (size_t i = 0; i < sizeof(desc->reserved) / sizeof(desc->reserved[0]); i++)
         if (desc->reserved[i])
             return GEMMD_STATUS_RESERVED;
@@ -179,6 +182,11 @@ static enum gemmd_status validate_layer_numbers(const struct gemmd_layer_desc_ab
         return GEMMD_STATUS_A_SCALE;
     if (!is_scale(desc->c_scale) || !isfinite(1.0f / desc->c_scale))
         return GEMMD_STATUS_C_SCALE;
+    if (!zero_point_inside(desc->residual_type, desc->residual_zero_point))
+        return GEMMD_STATUS_RESIDUAL_ZERO_POINT;
+    if (is_narrow(desc->residual_type) ? !is_scale(desc->residual_scale)
+                                       : desc->residual_scale != 0.0f)
+        return GEMMD_STATUS_RESIDUAL_SCALE;
     return GEMMD_STATUS_OK;
 }
 
@@ -274,17 +282,42 @@ enum gemmd_status gemmd_validate_job_form(const struct gemmd_sqe *sqe)
         return GEMMD_STATUS_OP;
     if (sqe->flags)
         return GEMMD_STATUS_FLAGS;
-    if (sqe->reserved0 || sqe->reserved1)
+    if (sqe->reserved0)
         return GEMMD_STATUS_RESERVED;
     if (sqe->op == GEMMD_OP_CANCEL)
         return sqe->priority || sqe->m || sqe->layer_id || sqe->layer_gen || sqe->a_offset ||
-                       sqe->c_offset || sqe->a_stride_bytes || sqe->c_stride_bytes
+                       sqe->c_offset || sqe->a_stride_bytes || sqe->c_stride_bytes ||
+                       sqe->residual_offset
                    ? GEMMD_STATUS_RESERVED
                    : GEMMD_STATUS_OK;
     if (sqe->priority > GEMMD_ABI_PRIORITY_BACKGROUND)
         return GEMMD_STATUS_PRIORITY;
     if (sqe->m > GEMMD_M_MAX)
         return GEMMD_STATUS_M;
+    return GEMMD_STATUS_OK;
+}
+
+static bool ranges_overlap(uint64_t a, uint64_t a_bytes, uint64_t b, uint64_t b_bytes)
+{
+    return a < b + b_bytes && b < a + a_bytes;
+}
+
+/* C is inside the arena and its stride is right. */
+static enum gemmd_status validate_residual(const struct gemmd_sqe *sqe,
+                                           const struct gemmd_job_shape *shape, uint64_t c_span,
+                                           uint64_t arena_bytes)
+{
+    uint64_t row_bytes = (uint64_t)shape->c_row_bytes / shape->c_align * shape->residual_element;
+    uint64_t span = (sqe->m - 1) * gemmd_residual_stride(sqe, shape) + row_bytes;
+
+    if (shape->residual_element == 0)
+        return sqe->residual_offset ? GEMMD_STATUS_RESIDUAL_OFFSET : GEMMD_STATUS_OK;
+    if (!gemmd_range_inside(sqe->residual_offset, span, arena_bytes))
+        return GEMMD_STATUS_RESIDUAL_OFFSET;
+    /* C itself is all right: an element is read before the same one is written. */
+    if (ranges_overlap(sqe->residual_offset, span, sqe->c_offset, c_span) &&
+        (sqe->residual_offset != sqe->c_offset || shape->residual_element != shape->c_align))
+        return GEMMD_STATUS_RESIDUAL_OVERLAP;
     return GEMMD_STATUS_OK;
 }
 
@@ -308,7 +341,7 @@ enum gemmd_status gemmd_validate_job_operands(const struct gemmd_sqe *sqe,
         return GEMMD_STATUS_A_OFFSET;
     if (sqe->c_offset % shape->c_align || !gemmd_range_inside(sqe->c_offset, c_span, arena_bytes))
         return GEMMD_STATUS_C_OFFSET;
-    if (sqe->a_offset < sqe->c_offset + c_span && sqe->c_offset < sqe->a_offset + a_span)
+    if (ranges_overlap(sqe->a_offset, a_span, sqe->c_offset, c_span))
         return GEMMD_STATUS_OVERLAP;
-    return GEMMD_STATUS_OK;
+    return validate_residual(sqe, shape, c_span, arena_bytes);
 }

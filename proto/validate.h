@@ -52,20 +52,34 @@ uint32_t gemmd_abi_type_bytes(uint8_t type);
 /* F32 or BF16: as rows of A they are quantised by the worker. */
 bool gemmd_abi_is_float(uint8_t type);
 
+/* Bytes of a row of A, its scale included, of a layer that gemmd_validate_layer_desc accepts. */
+static inline uint32_t gemmd_abi_a_row_bytes(const struct gemmd_layer_desc_abi *desc)
+{
+    return desc->k * gemmd_abi_type_bytes(desc->a_type) + (desc->a_row_scales ? 4u : 0u);
+}
+
 /* What the dispatcher knows of a layer when it checks a job. */
 struct gemmd_job_shape {
-    uint32_t a_row_bytes; /* k * sizeof a_type */
+    uint32_t a_row_bytes; /* gemmd_abi_a_row_bytes */
     uint32_t c_row_bytes; /* n * sizeof c_type */
     uint32_t c_align;     /* sizeof c_type: C's offset and stride are multiples */
+    uint32_t residual_element; /* sizeof residual_type; 0: the layer has no residual */
 };
+
+/* From row to row of the residual, which lies as C does, element by element. */
+static inline uint64_t gemmd_residual_stride(const struct gemmd_sqe *sqe,
+                                             const struct gemmd_job_shape *shape)
+{
+    return (uint64_t)sqe->c_stride_bytes / shape->c_align * shape->residual_element;
+}
 
 /* Everything of a submission that does not depend on a layer: op, flags, reserved fields, priority,
  * m.  A cancel is complete with this. */
 enum gemmd_status gemmd_validate_job_form(const struct gemmd_sqe *sqe);
 
 /* Operands of a job of the given shape inside an arena of `arena_bytes`: strides, ranges,
- * alignment, and that C does not overlap A (the span of rows, gaps included).  m = 0 touches
- * nothing and is OK. */
+ * alignment, and that C overlaps neither A nor, unless it is the same memory, the residual (the
+ * span of rows, gaps included).  m = 0 touches nothing and is OK. */
 enum gemmd_status gemmd_validate_job_operands(const struct gemmd_sqe *sqe,
                                               const struct gemmd_job_shape *shape,
                                               uint64_t arena_bytes);

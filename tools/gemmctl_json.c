@@ -60,7 +60,7 @@ static json_t *layer_json(const struct gemmd_layer_info *layer)
     snprintf(content_id, sizeof(content_id), "%016" PRIx64 "%016" PRIx64, layer->content_id[0],
              layer->content_id[1]);
     return json_pack(
-        "{s:s, s:s, s:I, s:I, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s,"
+        "{s:s, s:s, s:I, s:I, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:s,"
         " s:I, s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
         "name", layer->name, "content_id", content_id, "n", INT(layer->n), "k", INT(layer->k),
         "a_type", gemmctl_type_name(layer->a_type), "b_type", gemmctl_type_name(layer->b_type),
@@ -68,6 +68,7 @@ static json_t *layer_json(const struct gemmd_layer_info *layer)
         "weight_bytes", INT(layer->weight_bytes), "page_bytes", INT(layer->page_bytes), "node",
         INT(layer->node), "references", INT(layer->references), "jobs", INT(layer->jobs), "rows",
         INT(layer->rows), "kernel", layer->kernel, "bias_type", gemmctl_type_name(layer->bias_type),
+        "residual_type", gemmctl_type_name(layer->residual_type),
         "uid", INT(layer->uid), "pinned", layer->pinned, "unloaded", layer->unloaded, "exec_ns",
         INT(layer->exec_ns), "panels", INT(layer->panels), "panel_rows", INT(layer->panel_rows),
         "queue_p50_ns", INT(layer->queue_p50_ns), "queue_p99_ns", INT(layer->queue_p99_ns),

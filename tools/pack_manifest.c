@@ -21,10 +21,10 @@ struct reader {
     struct pack_error *error;
 };
 
-static const char *const field_names[] = {"weights", "scales",     "bias",    "a_type",
-                                          "c_type",  "activation", "a_scale", "a_zero_point",
-                                          "c_scale", "c_zero_point", "b_type", "group",
-                                          "quantize_mode", "clip_lo", "clip_hi"};
+static const char *const field_names[] = {
+    "weights", "scales", "bias", "a_type", "c_type", "activation", "a_scale", "a_zero_point",
+    "c_scale", "c_zero_point", "b_type", "group", "quantize_mode", "clip_lo", "clip_hi",
+    "residual_type", "a_row_scales", "residual_scale", "residual_zero_point"};
 
 __attribute__((format(printf, 2, 3))) static int refuse(const struct reader *reader,
                                                         const char *format, ...)
@@ -157,7 +157,7 @@ static int read_types(const struct reader *reader, struct gemmd_layer_desc_abi *
     static const struct word types[] = {
         {"u8", GEMMD_ABI_TYPE_U8},   {"s8", GEMMD_ABI_TYPE_S8},     {"s32", GEMMD_ABI_TYPE_S32},
         {"f32", GEMMD_ABI_TYPE_F32}, {"bf16", GEMMD_ABI_TYPE_BF16}, {"s4", GEMMD_ABI_TYPE_S4},
-        {NULL, 0}};
+        {"none", GEMMD_ABI_TYPE_NONE}, {NULL, 0}};
     static const struct word activations[] = {{"none", GEMMD_ABI_ACTIVATION_NONE},
                                               {"relu", GEMMD_ABI_ACTIVATION_RELU},
                                               {"clip", GEMMD_ABI_ACTIVATION_CLIP},
@@ -178,6 +178,9 @@ static int read_types(const struct reader *reader, struct gemmd_layer_desc_abi *
         error = read_word(reader, "activation", activations, GEMMD_ABI_ACTIVATION_NONE,
                           &desc->activation);
     if (error == 0)
+        error = read_word(reader, "residual_type", types, GEMMD_ABI_TYPE_NONE,
+                          &desc->residual_type);
+    if (error == 0)
         error = read_word(reader, "quantize_mode", modes, GEMMD_ABI_QUANTIZE_ASYMMETRIC,
                           &desc->quantize_mode);
     return error;
@@ -185,7 +188,7 @@ static int read_types(const struct reader *reader, struct gemmd_layer_desc_abi *
 
 static int read_numbers(const struct reader *reader, struct gemmd_layer_desc_abi *desc)
 {
-    int32_t group = 0;
+    int32_t group = 0, row_scales = 0;
     int error = read_float(reader, "a_scale", 1, &desc->a_scale);
 
     if (error == 0)
@@ -195,9 +198,16 @@ static int read_numbers(const struct reader *reader, struct gemmd_layer_desc_abi
     if (error == 0)
         error = read_float(reader, "clip_hi", 0, &desc->clip_hi);
     if (error == 0)
+        error = read_float(reader, "residual_scale", 0, &desc->residual_scale);
+    if (error == 0)
+        error = read_integer(reader, "residual_zero_point", &desc->residual_zero_point);
+    if (error == 0)
         error = read_integer(reader, "a_zero_point", &desc->a_zero_point);
     if (error == 0)
         error = read_integer(reader, "c_zero_point", &desc->c_zero_point);
+    if (error == 0)
+        error = read_integer(reader, "a_row_scales", &row_scales);
+    desc->a_row_scales = row_scales == 0 || row_scales == 1 ? (uint8_t)row_scales : 255;
     if (error == 0)
         error = read_integer(reader, "group", &group);
     desc->group = group == 0 && desc->b_type == GEMMD_ABI_TYPE_S4 ? 64 : (uint32_t)group;

@@ -15,6 +15,9 @@
  *   activation                        "none", "relu", "clip", "gelu_tanh", "gelu_erf", "silu"
  *                                     (none)
  *   clip_lo clip_hi                   numbers, of clip (0, 0)
+ *   residual_type                     "u8", "s8", "f32", "bf16"; of u8 and s8 with
+ *   residual_scale residual_zero_point          numbers, the scale > 0 (none, 0, 0)
+ *   a_row_scales                      1: rows of u8 and s8 end with their scales (0)
  *   a_scale c_scale a_zero_point c_zero_point    numbers (1, 1, 0, 0)
  */
 #ifndef GEMMD_TOOLS_PACK_MANIFEST_H

@@ -170,6 +170,7 @@ static void prefetch_rows(const struct job *job, size_t row_bytes)
 static void submit(struct executor *executor, struct session_ring *ring,
                    struct session_layer *open, const struct gemmd_sqe *sqe, uint64_t now_ns)
 {
+    const struct gemmd_job_shape *shape = &open->layer->shape;
     uint32_t index = ring->jobs_free[--ring->jobs_free_count];
     struct job *job = &ring->jobs[index];
 
@@ -182,8 +183,10 @@ static void submit(struct executor *executor, struct session_ring *ring,
         .layer = open->layer,
         .a = ring->arena + sqe->a_offset,
         .c = ring->arena + sqe->c_offset,
+        .residual = shape->residual_element ? ring->arena + sqe->residual_offset : NULL,
         .a_stride_bytes = sqe->a_stride_bytes,
         .c_stride_bytes = sqe->c_stride_bytes,
+        .residual_stride_bytes = (uint32_t)gemmd_residual_stride(sqe, shape), /* <= 2^26 */
         .seen_ns = now_ns,
     };
     prefetch_rows(job, open->layer->shape.a_row_bytes);

@@ -135,7 +135,9 @@ void layer_memory_fill(const struct gemm_kernel *kernel, const struct gemmd_laye
     int4_pack(int4_kernel_of(kernel), desc->n, desc->k, desc->group, image,
               (desc->k + (size_t)1) / 2,
               (const uint16_t *)(const void *)(from + parts.multipliers_offset), memory, weighted);
-    if (desc->a_zero_point) /* not with 0, which would make a -0 bias +0 */
+    /* Not with 0, which would make a -0 bias +0; nor where rows have scales, which the bias has
+     * not: their zero point is taken off row by row. */
+    if (desc->a_zero_point && !desc->a_row_scales)
         int4_bias(desc->n, desc->a_zero_point, weighted, scale, bias);
 }
 
@@ -203,6 +205,7 @@ void layer_memory_view(const struct gemm_kernel *kernel, const struct gemmd_laye
         .k = desc->k,
         .a_type = (enum gemm_type)desc->a_type,
         .a_zero_point = desc->a_zero_point,
+        .a_row_scales = desc->a_row_scales,
         .quantize = float_rows ? quantize_select(levels_of(kernel)) : NULL,
         .quantize_mode = (enum quantize_mode)desc->quantize_mode,
         .epilogue = {
@@ -213,6 +216,9 @@ void layer_memory_view(const struct gemm_kernel *kernel, const struct gemmd_laye
             .inverse_c_scale = 1.0f / desc->c_scale,
             .clip_lo = desc->clip_lo,
             .clip_hi = desc->clip_hi,
+            .residual_type = (enum gemm_type)desc->residual_type,
+            .residual_zero_point = desc->residual_zero_point,
+            .residual_scale = desc->residual_scale,
             .scale = (const float *)(const void *)(from + layout.scales),
             .bias = (const float *)(const void *)(from + layout.bias),
         },

@@ -39,12 +39,14 @@ enum gemmd_status layer_memory_check(const struct gemm_kernel *kernel,
 struct layer_view {
     struct gemm_weights s8; /* panels NULL: the weights are s4 */
     struct int4_weights s4;
-    struct gemm_epilogue epilogue; /* its per-row arrays are the caller's to add */
+    struct gemm_epilogue epilogue; /* its per-row arrays are the caller's to add; residual_type 0:
+                                      there is no residual among them */
     uint32_t n, k;
     uint16_t nr, mr, kernel_id;
     const char *kernel_name;
     enum gemm_type a_type;
     int32_t a_zero_point;
+    bool a_row_scales;                      /* each row of A ends with its scale */
     const struct quantize_kernel *quantize; /* of float rows, which become u8; else NULL */
     enum quantize_mode quantize_mode;
 };

@@ -17,9 +17,10 @@ static void set_up(struct layers *layers, struct layer *layer)
     layer->page_bytes = pool_page_bytes(layers->config.pool, layer->memory);
     layer_memory_view(layers->config.kernel, desc, layer->memory, &layer->view);
     layer->shape = (struct gemmd_job_shape){
-        .a_row_bytes = desc->k * gemmd_abi_type_bytes(desc->a_type),
+        .a_row_bytes = gemmd_abi_a_row_bytes(desc),
         .c_row_bytes = desc->n * gemmd_abi_type_bytes(desc->c_type),
         .c_align = gemmd_abi_type_bytes(desc->c_type),
+        .residual_element = gemmd_abi_type_bytes(desc->residual_type),
     };
 }
 

@@ -72,6 +72,7 @@ static void move(struct scan_rows *rows, uint32_t to, uint32_t from, uint32_t co
         return;
     memmove(rows->a + to, rows->a + from, count * sizeof(*rows->a));
     memmove(rows->c + to, rows->c + from, count * sizeof(*rows->c));
+    memmove(rows->residual + to, rows->residual + from, count * sizeof(*rows->residual));
     memmove(rows->scales + to, rows->scales + from, count * sizeof(*rows->scales));
     memmove(rows->zero_points + to, rows->zero_points + from, count * sizeof(*rows->zero_points));
     memmove(rows->sums + to, rows->sums + from, count * sizeof(*rows->sums));
@@ -96,20 +97,36 @@ static void assign_slots(struct scan_rows *rows, uint32_t first, uint32_t last)
     assert(slot * stride <= SCAN_BYTES);
 }
 
+/* The scale behind a row of A: any float, loaded once. */
+static void add_scale(struct scan_rows *rows, uint32_t row, const uint8_t *a)
+{
+    const struct layer_view *view = &rows->layer->view;
+
+    memcpy(&rows->scales[row], a + view->k, sizeof(rows->scales[row]));
+    rows->zero_points[row] = view->a_zero_point;
+}
+
 static void add(struct scan_rows *rows, const struct scheduler_member *member, uint32_t row,
                 uint64_t now_ns)
 {
     struct job *job = LIST_ENTRY(member->job, struct job, scheduled);
     const uint8_t *a = job->a + (uint64_t)member->first_row * job->a_stride_bytes;
     uint8_t *c = job->c + (uint64_t)member->first_row * job->c_stride_bytes;
+    uint64_t residual_at = (uint64_t)member->first_row * job->residual_stride_bytes;
 
     if (!job->start_ns)
         job->start_ns = now_ns;
     for (uint32_t i = 0; i < member->rows; i++) {
         rows->a[row + i] = rows->sources[row + i] = a;
         rows->c[row + i] = c;
+        if (rows->layer->view.a_row_scales)
+            add_scale(rows, row + i, a);
         a += job->a_stride_bytes;
         c += job->c_stride_bytes;
+    }
+    for (uint32_t i = 0; job->residual && i < member->rows; i++) {
+        rows->residual[row + i] = job->residual + residual_at;
+        residual_at += job->residual_stride_bytes;
     }
 }
 
@@ -176,13 +193,15 @@ const struct gemm_epilogue *scan_rows_epilogue(const struct scan_rows *rows,
                                                const struct layer_view *view, uint32_t first_row,
                                                struct gemm_epilogue *own)
 {
-    if (!is_made(view))
+    if (!is_made(view) && !view->a_row_scales && !view->epilogue.residual_type)
         return &view->epilogue;
     *own = view->epilogue;
-    if (view->quantize) {
+    if (own->residual_type)
+        own->residual = rows->residual + first_row;
+    if (view->quantize || view->a_row_scales)
         own->row_scales = rows->scales + first_row;
+    if (view->quantize || (view->a_row_scales && view->s4.panels))
         own->row_zero_points = rows->zero_points + first_row;
-    }
     if (view->epilogue.b_zero_points)
         own->row_sums = rows->sums + first_row;
     return own;

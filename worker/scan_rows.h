@@ -5,6 +5,7 @@
  *   float rows         quantised into a slot of the scan's memory, with scale, zero point and sum;
  *                      once, whatever their journey is cut into, and whatever boards beside them
  *   zero points of B   the sum of the row less its own zero point
+ *   scales of rows     copied from behind each row
  *
  * Each row is made from nothing but itself, so a job gets the same bits alone and in company.  The
  * memory is there from the start: nothing is allocated for a job.
@@ -21,6 +22,7 @@
 struct scan_rows {
     const uint8_t *a[GEMM_ROWS_MAX];
     void *c[GEMM_ROWS_MAX];
+    const void *residual[GEMM_ROWS_MAX];
     float scales[GEMM_ROWS_MAX];
     int32_t zero_points[GEMM_ROWS_MAX], sums[GEMM_ROWS_MAX];
     const uint8_t *sources[GEMM_ROWS_MAX]; /* of the rows to be made */

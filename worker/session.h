@@ -35,7 +35,8 @@ struct job {
     struct layer *layer; /* NULL: this entry of the table is free */
     const uint8_t *a;
     uint8_t *c;
-    uint32_t a_stride_bytes, c_stride_bytes;
+    const uint8_t *residual; /* NULL: the layer has none; may be c */
+    uint32_t a_stride_bytes, c_stride_bytes, residual_stride_bytes;
     uint64_t seen_ns, start_ns; /* start_ns 0: no row has run */
 };
 

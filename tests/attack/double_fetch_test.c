@@ -119,7 +119,7 @@ static uint64_t slot_loads_min = UINT64_MAX, slot_loads_max;
 static void measure_slots(void)
 {
     for (uint32_t slot = 0; slot < ENTRIES; slot++)
-        for (uint32_t word = 0; word < 14; word++) { /* 4-byte words before reserved1 and seq */
+        for (uint32_t word = 0; word < 14; word++) { /* those that share no 8 bytes with seq */
             uint64_t count = loads_at(GEMMD_RING_OFFSET + slot * sizeof(struct gemmd_sqe) +
                                       word * 4);
 
@@ -145,7 +145,7 @@ static void run_jobs(struct raw *raw, const struct gemmd_msg_layer_reply *handle
                                     .c_stride_bytes = handle->desc.n * 4};
 
             if (submitted % 7 == 1)
-                sqe.reserved1 = 1;
+                sqe.residual_offset = 1;
             if (submitted % 7 == 2)
                 sqe.layer_id = 999999;
             if (submitted % 7 == 3)

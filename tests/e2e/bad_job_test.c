@@ -17,9 +17,9 @@
 #include "tests/e2e/raw.h"
 
 static struct harness_worker worker;
-static struct layer_case layer, layer_u8;
+static struct layer_case layer, layer_u8, layer_added;
 static struct gemmd *owner;
-static struct gemmd_layer *owner_layer, *owner_u8;
+static struct gemmd_layer *owner_layer, *owner_u8, *owner_added;
 
 #define N     24
 #define K     40
@@ -111,7 +111,8 @@ static void test_fields(void **state)
     BAD(flags, 0x80, FLAGS);
     BAD(reserved0, 1, RESERVED);
     BAD(reserved0, 0x80, RESERVED);
-    BAD(reserved1, 1, RESERVED);
+    BAD(residual_offset, 1, RESIDUAL_OFFSET); /* the layer has none */
+    BAD(residual_offset, C_AT, RESIDUAL_OFFSET);
     BAD(priority, 3, PRIORITY);
     BAD(priority, 255, PRIORITY);
     BAD(deadline_ns, 1, DEADLINE);
@@ -235,7 +236,7 @@ static void test_noise(void **state)
             sqe.op = GEMMD_OP_GEMM;
             sqe.flags = 0;
             sqe.reserved0 = 0;
-            sqe.reserved1 = 0;
+            sqe.residual_offset = 0;
             sqe.priority %= 3;
             sqe.deadline_ns = 0;
             sqe.m %= 8;
@@ -356,6 +357,20 @@ static void test_library_refuses(void **state)
     bad = jobs[0];
     bad.reserved = 1;
     assert_int_equal(gemmd_run(owner, &bad, 10000), -EINVAL);
+    bad = jobs[0];
+    bad.residual = c;
+    assert_int_equal(gemmd_run(owner, &bad, 10000), -EINVAL); /* the layer has none */
+    assert_non_null(strstr(gemmd_error_text(owner), "residual"));
+    bad.layer = owner_added;
+    bad.residual = NULL;
+    assert_int_equal(gemmd_run(owner, &bad, 10000), -EINVAL);
+    assert_non_null(strstr(gemmd_error_text(owner), "residual"));
+    bad.residual = stack;
+    assert_int_equal(gemmd_run(owner, &bad, 10000), -EINVAL);
+    bad.residual = c + 4;
+    assert_int_equal(gemmd_run(owner, &bad, 10000), -EINVAL);
+    bad.residual = c;
+    assert_int_equal(gemmd_run(owner, &bad, 10000), 0);
     assert_int_equal(gemmd_run(owner, &jobs[0], 10000), 0);
     gemmd_buffer_free(owner, a);
     gemmd_buffer_free(owner, c);
@@ -399,11 +414,17 @@ static int start(void **state)
     layer.desc.name = "job";
     layer_case_init(&layer_u8, N, K, GEMMD_TYPE_U8, GEMMD_TYPE_U8, GEMMD_TYPE_NONE,
                     GEMMD_ACTIVATION_NONE, false, 14);
+    layer_added = layer;
+    layer_added.desc.name = NULL;
+    layer_added.desc.residual_type = GEMMD_TYPE_F32;
     harness_start(&worker, NULL, NULL);
     owner = session_to(worker.socket);
     REQUIRE(owner != NULL);
     REQUIRE(gemmd_layer_create(owner, &layer.desc, &owner_layer) == 0);
     REQUIRE(gemmd_layer_create(owner, &layer_u8.desc, &owner_u8) == 0);
+    REQUIRE(gemmd_layer_create(owner, &layer_added.desc, &owner_added) == 0);
+    REQUIRE(gemmd_layer_residual_type(owner_added) == GEMMD_TYPE_F32);
+    REQUIRE(gemmd_layer_residual_type(owner_layer) == GEMMD_TYPE_NONE);
     return 0;
 }
 

@@ -81,8 +81,7 @@ static void test_descriptions(void **state)
     WRONG(c_scale, INFINITY, C_SCALE);
     WRONG(c_scale, 1e-45f, C_SCALE); /* its inverse is infinite */
     WRONG(reserved[0], 1, RESERVED);
-    WRONG(reserved[3], 1, RESERVED);
-    WRONG(reserved0, 1, RESERVED);
+    WRONG(reserved[1], 1, RESERVED);
     desc.c_type = GEMMD_ABI_TYPE_S32;
     desc.activation = GEMMD_ABI_ACTIVATION_RELU;
     assert_int_equal(create(&raw, &desc, NULL), GEMMD_STATUS_ACTIVATION);
@@ -117,6 +116,7 @@ static void check_float_rows(struct raw *raw)
         WRONG_OF(desc, c_type, GEMMD_ABI_TYPE_S32, C_TYPE);
         WRONG_OF(desc, bias_type, GEMMD_ABI_TYPE_S32, BIAS_TYPE);
         WRONG_OF(desc, quantize_mode, 2, QUANTIZE_MODE);
+        WRONG_OF(desc, a_row_scales, 1, A_ROW_SCALES);
         WRONG_OF(desc, quantize_mode, 255, QUANTIZE_MODE);
         WRONG_OF(desc, a_zero_point, 1, A_ZERO_POINT);
         WRONG_OF(desc, a_scale, 0.5f, A_SCALE);
@@ -159,6 +159,30 @@ static void check_clip_and_depth(struct raw *raw)
     WRONG_OF(desc, k, GEMMD_K_MAX_B_ZERO_POINTS + 1, K);
 }
 
+static void check_residual(struct raw *raw)
+{
+    struct gemmd_layer_desc_abi desc = good_desc();
+
+    desc.residual_type = GEMMD_ABI_TYPE_BF16;
+    assert_int_equal(create(raw, &desc, NULL), GEMMD_STATUS_OK);
+    WRONG_OF(desc, residual_scale, 1.0f, RESIDUAL_SCALE);
+    WRONG_OF(desc, residual_zero_point, 1, RESIDUAL_ZERO_POINT);
+    WRONG_OF(desc, residual_type, GEMMD_ABI_TYPE_S32, RESIDUAL_TYPE);
+    WRONG_OF(desc, residual_type, GEMMD_ABI_TYPE_S4, RESIDUAL_TYPE);
+    WRONG_OF(desc, residual_type, 255, RESIDUAL_TYPE);
+    WRONG_OF(desc, c_type, GEMMD_ABI_TYPE_S32, RESIDUAL_TYPE);
+    WRONG_OF(desc, residual_type, GEMMD_ABI_TYPE_U8, RESIDUAL_SCALE); /* 0 */
+    desc.residual_type = GEMMD_ABI_TYPE_S8;
+    desc.residual_scale = 0.5f;
+    desc.residual_zero_point = -128;
+    assert_int_equal(create(raw, &desc, NULL), GEMMD_STATUS_OK);
+    WRONG_OF(desc, residual_zero_point, -129, RESIDUAL_ZERO_POINT);
+    WRONG_OF(desc, residual_scale, -0.5f, RESIDUAL_SCALE);
+    WRONG_OF(desc, residual_scale, NAN, RESIDUAL_SCALE);
+    WRONG_OF(desc, residual_scale, INFINITY, RESIDUAL_SCALE);
+    WRONG_OF(desc, residual_type, GEMMD_ABI_TYPE_NONE, RESIDUAL_ZERO_POINT);
+}
+
 /* Fields that only some layers have. */
 static void test_optional_fields(void **state)
 {
@@ -175,9 +199,11 @@ static void test_optional_fields(void **state)
     WRONG(b_zero_points, 2, B_ZERO_POINTS);
     WRONG(clip_lo, -1.0f, CLIP); /* no CLIP */
     WRONG(clip_hi, NAN, CLIP);
+    WRONG(a_row_scales, 2, A_ROW_SCALES);
     check_float_rows(&raw);
     check_s4_weights(&raw);
     check_clip_and_depth(&raw);
+    check_residual(&raw);
     raw_close(&raw);
 }
 
@@ -367,6 +393,12 @@ static void test_library_names_the_field(void **state)
     REFUSED(multipliers, multipliers, -EINVAL, "multipliers");
     REFUSED(quantize_mode, GEMMD_QUANTIZE_SYMMETRIC, -EINVAL, "quantize_mode");
     REFUSED(clip_hi, 1.0f, -EINVAL, "clip");
+    REFUSED(a_row_scales, 257, -EINVAL, "a_row_scales");
+    REFUSED(a_row_scales, -1, -EINVAL, "a_row_scales");
+    REFUSED(residual_type, GEMMD_TYPE_S32, -EINVAL, "residual_type");
+    REFUSED(residual_type, GEMMD_TYPE_U8, -EINVAL, "residual_scale");
+    REFUSED(residual_scale, 1.0f, -EINVAL, "residual_scale");
+    REFUSED(residual_zero_point, 1, -EINVAL, "residual_zero_point");
     REFUSED(c_type, GEMMD_TYPE_NONE, -EINVAL, "c_type");
     REFUSED(c_type, (enum gemmd_type)9, -EINVAL, "c_type");
     REFUSED(bias_type, GEMMD_TYPE_U8, -EINVAL, "bias_type");

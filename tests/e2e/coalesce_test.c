@@ -12,7 +12,7 @@
 
 static struct harness_worker worker;
 
-enum { CLIENTS = 6, LAYERS = 7, DEPTH = 8, ROWS_MAX = 90 };
+enum { CLIENTS = 6, LAYERS = 8, DEPTH = 8, ROWS_MAX = 90 };
 
 /* Of each client.  The oracle is what takes the time, many times over under a sanitizer. */
 static unsigned jobs_wanted(void)
@@ -21,7 +21,8 @@ static unsigned jobs_wanted(void)
 }
 
 /* One narrower than a panel, one wide, one deep, one that ends in the middle of a panel; then rows
- * that the worker makes when they board: quantised, quantised for s4 weights, summed. */
+ * that the worker makes when they board: quantised, quantised for s4 weights, summed; and rows
+ * with scales, whose results are added to what is there. */
 static const struct {
     uint32_t n, k;
     struct layer_kind kind;
@@ -33,6 +34,7 @@ static const struct {
     {640, 400, {.a_type = GEMMD_TYPE_F32, .c_type = GEMMD_TYPE_BF16, .b_zero_points = true}},
     {500, 700, {.a_type = GEMMD_TYPE_BF16, .b_type = GEMMD_TYPE_S4, .group = 64}},
     {400, 500, {.a_type = GEMMD_TYPE_U8, .b_zero_points = true}},
+    {500, 300, {.a_type = GEMMD_TYPE_U8, .residual_type = GEMMD_TYPE_F32, .a_row_scales = true}},
 };
 
 struct flight {
@@ -87,12 +89,16 @@ static void launch(struct client *client, int index)
         flight->rows = 1 + (uint32_t)(random_next(&client->seed) % ROWS_MAX);
     layer = &client->layers[flight->layer];
     c_row = layer->desc.n * type_bytes(layer->desc.c_type);
-    a_row = layer->desc.k * type_bytes(layer->desc.a_type);
+    a_row = layer_case_a_row_bytes(layer);
     layer_case_fill(layer, &client->seed, flight->a, flight->rows * a_row);
-    layer_case_expect(layer, flight->rows, flight->a, a_row, flight->wanted, c_row);
     memset(flight->c, 0xee, flight->rows * c_row);
+    if (layer->desc.residual_type)
+        layer_case_fill_residual(layer, &client->seed, flight->c, flight->rows * c_row);
+    layer_case_expect_residual(layer, flight->rows, flight->a, a_row, flight->c, flight->wanted,
+                               c_row);
     gemmd_job_init(&flight->job, client->handles[flight->layer], flight->rows, flight->a,
                    flight->c);
+    flight->job.residual = layer->desc.residual_type ? flight->c : NULL;
     flight->job.user_data = (uint64_t)index;
     flight->job.priority = (enum gemmd_priority)(random_next(&client->seed) % 3);
     REQUIRE(gemmd_submit(client->session, &flight->job, 1) == 1);

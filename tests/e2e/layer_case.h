@@ -33,6 +33,8 @@ struct layer_kind {
     enum gemmd_quantize_mode quantize_mode;
     uint32_t group;
     bool b_zero_points;
+    enum gemmd_type residual_type;
+    bool a_row_scales;
 };
 
 /* Weights over all of s8, zero points anywhere in range, scales per channel when `per_channel`,
@@ -48,15 +50,25 @@ void layer_case_fini(struct layer_case *layer);
 
 size_t type_bytes(enum gemmd_type type);
 
-/* `bytes` of rows of A: u8 and s8 of all values; f32 and bf16 mostly within -4 .. 4, with now and
- * then a NaN, an infinity, a zero, or something tiny or huge. */
+size_t layer_case_a_row_bytes(const struct layer_case *layer);
+/* `bytes` of dense rows of A: u8 and s8 of all values, their scales about 1 and now and then
+ * any; f32 and bf16 mostly within -4 .. 4, with now and then a NaN, an infinity, a zero, or
+ * something tiny or huge. */
 void layer_case_fill(const struct layer_case *layer, uint64_t *seed, void *a, size_t bytes);
+/* The same of rows of the residual. */
+void layer_case_fill_residual(const struct layer_case *layer, uint64_t *seed, void *residual,
+                              size_t bytes);
 
-/* c[i] = layer(a[i]) for i < m. */
+/* c[i] = layer(a[i], residual[i]) for i < m; the residual lies as C does, element by element. */
+void layer_case_expect_residual(const struct layer_case *layer, uint32_t m, const void *a,
+                                size_t a_stride_bytes, const void *residual, void *c,
+                                size_t c_stride_bytes);
+/* Of a layer without residual. */
 void layer_case_expect(const struct layer_case *layer, uint32_t m, const void *a,
                        size_t a_stride_bytes, void *c, size_t c_stride_bytes);
 
-/* Fills A (dense) as layer_case_fill, runs the job, and compares with the oracle, bit for bit.
+/* Fills A (dense) as layer_case_fill, runs the job, and compares with the oracle, bit for bit.  A
+ * residual is C itself where that can be and m is odd.
  * 0, or the failing call's -errno; -EILSEQ when the bits differ. */
 int layer_case_check(struct gemmd *session, struct gemmd_layer *handle,
                      const struct layer_case *layer, uint32_t m, uint64_t seed);

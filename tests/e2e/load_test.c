@@ -397,8 +397,10 @@ static int set_up(void **state)
                                                  .activation = GEMMD_ACTIVATION_GELU_ERF};
     static const struct layer_kind bf16_rows = {.a_type = GEMMD_TYPE_BF16,
                                                 .activation = GEMMD_ACTIVATION_CLIP,
+                                                .residual_type = GEMMD_TYPE_S8,
                                                 .quantize_mode = GEMMD_QUANTIZE_SYMMETRIC};
     static const struct layer_kind s4_weights = {.b_type = GEMMD_TYPE_S4,
+                                                 .a_row_scales = true,
                                                  .bias_type = GEMMD_TYPE_F32,
                                                  .activation = GEMMD_ACTIVATION_SILU,
                                                  .group = 32};

@@ -42,6 +42,13 @@ static void add_metadata(FILE *header, unsigned i, const struct gemmd_layer_desc
                 (double)desc->clip_lo, i, (double)desc->clip_hi);
     if (desc->quantize_mode == GEMMD_QUANTIZE_SYMMETRIC)
         fprintf(header, ",\"l%u.quantize_mode\":\"symmetric\"", i);
+    if (desc->a_row_scales)
+        fprintf(header, ",\"l%u.a_row_scales\":\"1\"", i);
+    if (desc->residual_type)
+        fprintf(header, ",\"l%u.residual_type\":\"%s\"", i, type_name(desc->residual_type));
+    if (desc->residual_scale != 0)
+        fprintf(header, ",\"l%u.residual_scale\":\"%.9g\",\"l%u.residual_zero_point\":\"%d\"", i,
+                (double)desc->residual_scale, i, desc->residual_zero_point);
     if (desc->b_type == GEMMD_TYPE_S4)
         fprintf(header, ",\"l%u.b_type\":\"s4\",\"l%u.group\":\"%u\"", i, i, desc->group);
 }

@@ -1,7 +1,7 @@
 /*
  * Operands beyond u8 rows and s8 weights: float rows that the worker quantises, s4 weights, zero
- * points of the weights, all outputs and activations; on the kernels of every level, bit for bit
- * against the oracle.
+ * points of the weights, residuals, all outputs and activations; on the kernels of every level, bit
+ * for bit against the oracle.
  */
 #include "tests/harness.h"
 
@@ -53,6 +53,7 @@ static void check(struct gemmd *session, uint32_t n, uint32_t k, const struct la
     assert_int_equal(created, 0);
     assert_int_equal(gemmd_layer_a_type(handle), layer.desc.a_type);
     assert_int_equal(gemmd_layer_b_type(handle), layer.desc.b_type);
+    assert_int_equal(gemmd_layer_residual_type(handle), layer.desc.residual_type);
     for (size_t i = 0; i < sizeof(row_counts) / sizeof(row_counts[0]); i++)
         assert_int_equal(layer_case_check(session, handle, &layer, row_counts[i], seed + i), 0);
     assert_int_equal(gemmd_layer_close(session, &handle), 0);
@@ -63,8 +64,10 @@ static void check(struct gemmd *session, uint32_t n, uint32_t k, const struct la
 static unsigned check_outputs(struct gemmd *session, struct layer_kind kind, uint64_t seed)
 {
     static const uint32_t shapes[][2] = {{1, 1}, {10, 64}, {37, 67}, {64, 128}, {130, 333}};
+    static const enum gemmd_type residual_types[] = {GEMMD_TYPE_NONE, GEMMD_TYPE_U8, GEMMD_TYPE_S8,
+                                                     GEMMD_TYPE_F32, GEMMD_TYPE_BF16};
     bool floats = kind.a_type == GEMMD_TYPE_F32 || kind.a_type == GEMMD_TYPE_BF16;
-    bool s4 = kind.b_type == GEMMD_TYPE_S4;
+    bool s4 = kind.b_type == GEMMD_TYPE_S4, varies = floats || s4 || kind.a_row_scales;
     unsigned count = 0;
 
     for (kind.c_type = GEMMD_TYPE_U8; kind.c_type <= GEMMD_TYPE_BF16; kind.c_type++)
@@ -74,10 +77,11 @@ static unsigned check_outputs(struct gemmd *session, struct layer_kind kind, uin
                 bool s32 = kind.c_type == GEMMD_TYPE_S32;
 
                 if (kind.bias_type == GEMMD_TYPE_U8 || kind.bias_type == GEMMD_TYPE_S8 ||
-                    (kind.bias_type == GEMMD_TYPE_S32 && (floats || s4)) ||
-                    (s32 && (floats || s4 || kind.activation ||
-                             kind.bias_type == GEMMD_TYPE_F32)))
+                    (kind.bias_type == GEMMD_TYPE_S32 && varies) ||
+                    (s32 && (varies || kind.activation || kind.bias_type == GEMMD_TYPE_F32)))
                     continue;
+                /* u8, s8, f32, bf16 and none in turn, so that each meets each other operand */
+                kind.residual_type = s32 ? GEMMD_TYPE_NONE : residual_types[(seed + count) % 5];
                 check(session, shape[0], shape[1], &kind, seed * 1000 + count);
                 count++;
             }
@@ -99,13 +103,17 @@ static void check_all(const char *mask)
                 kind.b_zero_points = zero_points;
                 count += check_outputs(session, kind, seed++);
             }
+            kind.a_row_scales = a < GEMMD_TYPE_F32; /* with zero points, then with s4 weights */
+            count += kind.a_row_scales ? check_outputs(session, kind, seed++) : 0;
             kind.b_zero_points = false;
             kind.b_type = GEMMD_TYPE_S4;
-            for (kind.group = 32; a != GEMMD_TYPE_S8 && kind.group <= 128; kind.group *= 2)
+            for (kind.group = 32; a != GEMMD_TYPE_S8 && kind.group <= 128; kind.group *= 2) {
                 count += check_outputs(session, kind, seed++);
+                kind.a_row_scales = false;
+            }
         }
-    /* 74 of s8 weights for u8 and s8 rows, 48 of all others. */
-    assert_int_equal(count, 2 * 2 * 74 + 4 * 2 * 48 + 5 * 3 * 48);
+    /* 74 of s8 weights for u8 and s8 rows of one scale, 48 of all others. */
+    assert_int_equal(count, 2 * 2 * 74 + (2 + 4 * 2 + 5 * 3) * 48);
     close_worker(&session);
 }
 
@@ -139,6 +147,8 @@ static void test_large(void **state)
         {.a_type = GEMMD_TYPE_BF16, .quantize_mode = GEMMD_QUANTIZE_SYMMETRIC},
         {.a_type = GEMMD_TYPE_F32, .b_type = GEMMD_TYPE_S4, .group = 64},
         {.b_type = GEMMD_TYPE_S4, .group = 128},
+        {.residual_type = GEMMD_TYPE_F32},
+        {.a_type = GEMMD_TYPE_S8, .a_row_scales = true},
     };
     static const struct layer_kind zero_points = {.a_type = GEMMD_TYPE_F32, .b_zero_points = true};
     struct gemmd *session = open_at("GEMMD_CPU_MASK");

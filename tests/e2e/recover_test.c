@@ -135,6 +135,37 @@ static void test_all_of_it(void **state)
     gemmd_close(&scene.session);
 }
 
+/* A job that adds to C must not run twice, and nobody knows whether it has run; with a residual of
+ * its own it may. */
+static void test_residual(void **state)
+{
+    struct layer_case with = layer;
+    struct gemmd_layer *added;
+    struct scene scene;
+    float *residual;
+
+    (void)state;
+    with.desc.residual_type = GEMMD_TYPE_F32;
+    open_scene(&scene, 1 << 20, 20000, 1);
+    assert_true(gemmd_layer_create(scene.session, &with.desc, &added) >= 0);
+    residual = gemmd_buffer_alloc(scene.session, sizeof(scene.wanted));
+    memset(residual, 0, sizeof(scene.wanted));
+    scene.job.layer = added;
+    scene.job.residual = residual;
+    submit_stopped(&scene);
+    replace_worker();
+    reap(&scene, 32, "OK");
+    assert_memory_equal(scene.job.c, scene.wanted, sizeof(scene.wanted));
+    scene.job.residual = scene.job.c;
+    submit_stopped(&scene);
+    replace_worker();
+    reap(&scene, 32, "WORKER_LOST");
+    memset(scene.job.c, 0, sizeof(scene.wanted));
+    assert_int_equal(gemmd_run(scene.session, &scene.job, 20000), 0);
+    assert_memory_equal(scene.job.c, scene.wanted, sizeof(scene.wanted));
+    gemmd_close(&scene.session);
+}
+
 /* Idle when it happens: the next call of any kind goes on. */
 static void test_each_call_recovers(void **state)
 {
@@ -387,6 +418,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_of_it),
+        cmocka_unit_test(test_residual),
         cmocka_unit_test(test_each_call_recovers),
         cmocka_unit_test(test_nobody_comes),
         cmocka_unit_test(test_weights_not_kept),

@@ -10,6 +10,18 @@
 #include "proto/ring.h"
 #include "tests/unit/proto/oracle.h"
 
+static void check_residual(const struct gemmd_sqe *sqe, const struct gemmd_job_shape *shape,
+                           uint64_t arena, uint32_t row, oracle_int c)
+{
+    const oracle_int stride = gemmd_residual_stride(sqe, shape);
+    const oracle_int bytes = shape->c_row_bytes / shape->c_align * shape->residual_element;
+    const oracle_int r = sqe->residual_offset + row * stride;
+
+    FUZZ_ASSERT(bytes == 0 || (r + bytes <= arena && stride <= UINT32_MAX));
+    FUZZ_ASSERT(bytes == 0 || r + bytes <= c || c + shape->c_row_bytes <= r ||
+                (r == c && bytes == shape->c_row_bytes));
+}
+
 /* Whatever is accepted lies inside the arena, row by row, whatever the spans were said to be. */
 static void check_rows(const struct gemmd_sqe *sqe, const struct gemmd_job_shape *shape,
                        uint64_t arena)
@@ -23,6 +35,7 @@ static void check_rows(const struct gemmd_sqe *sqe, const struct gemmd_job_shape
         FUZZ_ASSERT(a >= 0 && a + shape->a_row_bytes <= arena);
         FUZZ_ASSERT(c >= 0 && c + shape->c_row_bytes <= arena && c % shape->c_align == 0);
         FUZZ_ASSERT(a + shape->a_row_bytes <= c || c + shape->c_row_bytes <= a);
+        check_residual(sqe, shape, arena, rows[i], c);
     }
 }
 
@@ -50,6 +63,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     FUZZ_ASSERT(memcmp(&sqe, &in.slot, sizeof(sqe)) == 0);
 
     shape.c_align = in.c_type % 2 ? 4 : 1;
+    shape.residual_element = in.c_type / 2 % 4 == 3 ? 4 : in.c_type / 2 % 4; /* 0, 1, 2, 4 */
     shape.a_row_bytes = in.k % GEMMD_K_MAX + 1;
     shape.c_row_bytes = (in.n % GEMMD_N_MAX + 1) * shape.c_align;
     in.arena_bytes %= GEMMD_ARENA_BYTES_MAX + 1;

@@ -287,21 +287,21 @@ static void check_zero_points(const struct gemm_kernel *kernel, enum gemm_type a
     free(panels);
 }
 
-/* gemm_run with more rows than one of its blocks: each row meets its own scale and residual. */
-static void check_row_arrays(const struct gemm_kernel *kernel)
+/* Each row of gemm_run meets its own scale and residual, once; the residual of every second one is
+ * its row of C. */
+static void check_row_arrays(const struct gemm_kernel *kernel, size_t rows, uint32_t k)
 {
-    enum { N = 3, K = 21845 };
-    const size_t rows = 8u * kernel->mr + 1;
+    enum { N = 3 };
     static _Alignas(GEMM_ALIGN) int32_t sums[GEMM_NR_MAX];
     static _Alignas(GEMM_ALIGN) float scale[GEMM_NR_MAX] = {0.5f, 0.25f, 2.0f}, bias[GEMM_NR_MAX];
-    int8_t *b = check_alloc(N * K), *panels = check_alloc(gemm_packed_bytes(kernel, N, K));
-    uint8_t *a = check_alloc(K);
+    int8_t *b = check_alloc(N * k), *panels = check_alloc(gemm_packed_bytes(kernel, N, k));
+    uint8_t *a = check_alloc(k);
     float c[8 * GEMM_MR_MAX + 1][N], residual[8 * GEMM_MR_MAX + 1][N];
     float row_scales[8 * GEMM_MR_MAX + 1];
     const uint8_t *a_rows[8 * GEMM_MR_MAX + 1];
     const void *residual_rows[8 * GEMM_MR_MAX + 1];
     void *c_rows[8 * GEMM_MR_MAX + 1];
-    struct gemm_weights weights = {kernel, N, K, panels};
+    struct gemm_weights weights = {kernel, N, k, panels};
     struct gemm_epilogue epilogue = {
         .a_type = GEMM_TYPE_U8,
         .c_type = GEMM_TYPE_F32,
@@ -314,23 +314,23 @@ static void check_row_arrays(const struct gemm_kernel *kernel)
     };
     size_t bad = 0;
 
-    check_step("row scales and residuals over several blocks");
-    fill_a(FILL_UNIFORM, a, K, GEMM_TYPE_U8);
-    fill_b(FILL_SPARSE, b, N * K);
+    check_step("row scales and residuals of %zu rows, k=%u", rows, k);
+    fill_a(FILL_UNIFORM, a, k, GEMM_TYPE_U8);
+    fill_b(FILL_SPARSE, b, N * k);
     for (size_t i = 0; i < rows; i++) {
         row_scales[i] = (float)(i + 1);
         a_rows[i] = a;
-        residual_rows[i] = residual[i];
+        residual_rows[i] = i % 2 ? residual[i] : c[i];
         c_rows[i] = c[i];
         for (size_t j = 0; j < N; j++)
-            residual[i][j] = (float)(i * 1000 + j);
+            c[i][j] = residual[i][j] = (float)(i * 1000 + j);
     }
-    gemm_pack(kernel, N, K, b, K, panels, sums);
+    gemm_pack(kernel, N, k, b, k, panels, sums);
     gemm_offset(N, GEMM_TYPE_U8, 0, sums, NULL, sums);
     gemm_run(&weights, &epilogue, rows, a_rows, c_rows, 0, N);
     for (size_t i = 0; i < rows; i++) {
         for (size_t j = 0; j < N; j++) {
-            float f = (float)oracle_dot(K, a, GEMM_TYPE_U8, b + j * K) * scale[j];
+            float f = (float)oracle_dot(k, a, GEMM_TYPE_U8, b + j * k) * scale[j];
 
             bad += c[i][j] != f * row_scales[i] + residual[i][j];
         }
@@ -377,7 +377,8 @@ void check_dynamic(const struct gemm_kernel *kernel)
         }
     }
     check_job(kernel, &long_job);
-    check_row_arrays(kernel);
+    check_row_arrays(kernel, 8u * mr + 1, 21845); /* several blocks */
+    check_row_arrays(kernel, mr + 1u, 9);         /* no whole number of tiles */
     for (int round = 0; round < 4; round++)
         check_zero_points(kernel, round % 2 ? GEMM_TYPE_S8 : GEMM_TYPE_U8);
 }

@@ -107,7 +107,7 @@ static void arrays_fill(struct arrays *x, size_t sums, bool ties, bool float_acc
         x->weighted_sums[j] = hostile_float();
     }
     for (size_t i = 0; i < ROWS_BEFORE_MAX + GEMM_MR_MAX; i++) {
-        x->row_scales[i] = hostile_float();
+        x->row_scales[i] = any_float();
         x->row_zero_points[i] = (int32_t)random_below(256);
         x->row_sums[i] = hostile_s32();
     }
@@ -148,7 +148,9 @@ static void residual_fill(enum gemm_type type, size_t n, uint8_t *to)
 static void extend(struct gemm_epilogue *epilogue, struct arrays *x, size_t m, size_t n, size_t row,
                    size_t column)
 {
-    enum gemm_type type = epilogue->c_type;
+    static const enum gemm_type types[] = {GEMM_TYPE_U8, GEMM_TYPE_S8, GEMM_TYPE_F32,
+                                           GEMM_TYPE_BF16};
+    enum gemm_type type = types[random_below(4)];
 
     if (random_below(2))
         epilogue->row_scales = x->row_scales;
@@ -156,10 +158,10 @@ static void extend(struct gemm_epilogue *epilogue, struct arrays *x, size_t m, s
         epilogue->row_zero_points = x->row_zero_points;
     if (random_below(2) && !epilogue->weighted_sums)
         epilogue->row_sums = x->row_sums;
-    if (type == GEMM_TYPE_S32 || random_below(2))
+    if (epilogue->c_type == GEMM_TYPE_S32 || random_below(2))
         return;
-    if (gemm_type_bytes(type) != 1)
-        type = random_below(2) ? GEMM_TYPE_F32 : GEMM_TYPE_BF16;
+    if (random_below(2)) /* so that it can be C's own row */
+        type = epilogue->c_type;
     epilogue->residual = x->residual;
     epilogue->residual_type = type;
     epilogue->residual_zero_point = any_zero_point(type);
@@ -174,8 +176,23 @@ static void extend(struct gemm_epilogue *epilogue, struct arrays *x, size_t m, s
     }
 }
 
+/* The residual's m rows of n elements move to the rows of C: added to what they will be replaced
+ * by. */
+static void residual_to_c(const struct gemm_epilogue *epilogue, struct arrays *x, size_t m,
+                          size_t n, size_t row, size_t column, uint8_t *const *c)
+{
+    size_t bytes = gemm_type_bytes(epilogue->c_type);
+
+    for (size_t i = 0; i < m; i++) {
+        const uint8_t *from = x->residual[row + i];
+
+        memcpy(c[i] + column * bytes, from + column * bytes, n * bytes);
+        x->residual[row + i] = c[i];
+    }
+}
+
 /* One tile: kernel and reference into equally placed rows, compared with all bytes around.  The
- * last row has a guard page right behind it, or right before. */
+ * last row has a guard page right behind it, or right before.  The kernel's residual may be C. */
 static void check_tile(const struct gemm_kernel *kernel, const struct gemm_epilogue *epilogue,
                        struct arrays *x, size_t m, size_t n, size_t row, size_t column)
 {
@@ -184,6 +201,7 @@ static void check_tile(const struct gemm_kernel *kernel, const struct gemm_epilo
     uint8_t *c[GEMM_MR_MAX], *c_ref[GEMM_MR_MAX];
     uint8_t scratch[GEMM_MR_MAX][COLUMNS * 4 + 64], scratch_ref[GEMM_MR_MAX][COLUMNS * 4 + 64];
     size_t inner = x->c.mapping_bytes - 2 * 4096, dirty = 0;
+    const void *residual[ROWS_BEFORE_MAX + GEMM_MR_MAX];
 
     memset(scratch, CANARY, sizeof(scratch));
     memset(scratch_ref, CANARY, sizeof(scratch_ref));
@@ -193,7 +211,11 @@ static void check_tile(const struct gemm_kernel *kernel, const struct gemm_epilo
         c[i] = i + 1 == m ? x->c.data - column * bytes : scratch[i] + 16 + i;
         c_ref[i] = i + 1 == m ? expected - column * bytes : scratch_ref[i] + 16 + i;
     }
+    memcpy(residual, x->residual, sizeof(residual));
+    if (epilogue->residual && gemm_type_bytes(epilogue->residual_type) == bytes && random_below(2))
+        residual_to_c(epilogue, x, m, n, row, column, c);
     kernel->epilogue(m, n, kernel->nr, x->acc, epilogue, row, column, (void *const *)c);
+    memcpy(x->residual, residual, sizeof(residual));
     gemm_epilogue_ref(m, n, kernel->nr, x->acc, epilogue, row, column, (void *const *)c_ref);
     check(!memcmp(scratch, scratch_ref, sizeof(scratch)), "rows or their surroundings differ");
     check(!memcmp(x->c.data, expected, n * bytes), "guarded row differs");
@@ -327,7 +349,10 @@ static void check_refusals(void)
     REFUSED(bad.row_sums = zeros);
     REFUSED(bad.weighted_sums = broken);
     REFUSED(bad.c_type = GEMM_TYPE_S32, bad.weighted_sums = ordinary);
-    REFUSED(bad.residual = rows, bad.residual_type = GEMM_TYPE_S8);
+    REFUSED(bad.residual = rows, bad.residual_type = (enum gemm_type)0);
+    REFUSED(bad.residual = rows, bad.residual_type = GEMM_TYPE_S8, bad.residual_zero_point = 128);
+    REFUSED(bad.residual = rows, bad.residual_type = GEMM_TYPE_F32, bad.residual_zero_point = 1);
+    REFUSED(bad.c_type = GEMM_TYPE_S32, bad.residual = rows, bad.residual_type = GEMM_TYPE_F32);
     REFUSED(bad.residual = rows, bad.residual_type = GEMM_TYPE_U8, bad.residual_scale = NAN);
     REFUSED(bad.residual = rows, bad.residual_type = GEMM_TYPE_U8, bad.residual_zero_point = -1);
     REFUSED(bad.c_type = GEMM_TYPE_F32, bad.residual = rows, bad.residual_type = GEMM_TYPE_S32);

@@ -41,7 +41,7 @@
     F(gemmd_sqe, c_stride_bytes)                                                                   \
     F(gemmd_sqe, deadline_ns)                                                                      \
     F(gemmd_sqe, user_data)                                                                        \
-    F(gemmd_sqe, reserved1)                                                                        \
+    F(gemmd_sqe, residual_offset)                                                                  \
     F(gemmd_sqe, seq)                                                                              \
     S(gemmd_cqe)                                                                                   \
     F(gemmd_cqe, user_data)                                                                        \
@@ -101,10 +101,13 @@
     F(gemmd_layer_desc_abi, b_type)                                                                \
     F(gemmd_layer_desc_abi, quantize_mode)                                                         \
     F(gemmd_layer_desc_abi, b_zero_points)                                                         \
-    F(gemmd_layer_desc_abi, reserved0)                                                             \
+    F(gemmd_layer_desc_abi, residual_type)                                                         \
     F(gemmd_layer_desc_abi, group)                                                                 \
     F(gemmd_layer_desc_abi, clip_lo)                                                               \
     F(gemmd_layer_desc_abi, clip_hi)                                                               \
+    F(gemmd_layer_desc_abi, residual_zero_point)                                                   \
+    F(gemmd_layer_desc_abi, residual_scale)                                                        \
+    F(gemmd_layer_desc_abi, a_row_scales)                                                          \
     F(gemmd_layer_desc_abi, reserved)                                                              \
     S(gemmd_msg_layer_create)                                                                      \
     F(gemmd_msg_layer_create, header)                                                              \

@@ -51,15 +51,16 @@ static void assert_job(const struct gemmd_sqe *sqe, const struct gemmd_job_shape
                        uint64_t arena)
 {
     enum gemmd_status status = gemmd_validate_job_operands(sqe, shape, arena);
-    uint64_t faults = oracle_job_operands(sqe, shape, arena);
+    oracle_set faults = oracle_job_operands(sqe, shape, arena);
 
     if (!oracle_agrees(status, faults))
-        fail_msg("m %u, strides %u %u, offsets %#llx %#llx, row bytes %u %u (align %u), "
-                 "arena %#llx: %s, the oracle says %#llx",
+        fail_msg("m %u, strides %u %u, offsets %#llx %#llx %#x, row bytes %u %u (align %u, "
+                 "residual %u), arena %#llx: %s, the oracle says %#llx",
                  sqe->m, sqe->a_stride_bytes, sqe->c_stride_bytes,
                  (unsigned long long)sqe->a_offset, (unsigned long long)sqe->c_offset,
-                 shape->a_row_bytes, shape->c_row_bytes, shape->c_align, (unsigned long long)arena,
-                 gemmd_status_name_of(status), (unsigned long long)faults);
+                 sqe->residual_offset, shape->a_row_bytes, shape->c_row_bytes, shape->c_align,
+                 shape->residual_element, (unsigned long long)arena, gemmd_status_name_of(status),
+                 (unsigned long long)faults);
 }
 
 /* Point of the product: an index into each list.  A's width stays within K_MAX. */
@@ -147,6 +148,57 @@ static void test_random_edges(void **state)
     assert_in_range(accepted, 100000, 900000);
 }
 
+/* The residual at the arena's end, at either end of C, or C itself, give or take a byte. */
+static void test_residual_edges(void **state)
+{
+    static const uint32_t elements[] = {0, 1, 2, 4};
+    uint64_t accepted = 0, in_place = 0;
+
+    (void)state;
+    for (int i = 0; i < 1000000; i++) {
+        const struct gemmd_job_shape shape = {
+            .a_row_bytes = 1,
+            .c_align = elements[1 + random_below(3)],
+            .residual_element = elements[random_below(8) ? 1 + random_below(3) : 0],
+            .c_row_bytes = 4 * (1 + random_below(random_below(2) ? 16 : GEMMD_N_MAX)),
+        };
+        const uint32_t n = shape.c_row_bytes / shape.c_align;
+        const uint32_t pitch = n + random_below(3);
+        struct gemmd_sqe sqe = {.m = 1 + random_below(random_below(2) ? 4 : 40)};
+        uint64_t r_span = ((uint64_t)(sqe.m - 1) * pitch + n) * shape.residual_element, c_span;
+        uint64_t at, arena = GEMMD_ARENA_BYTES_MAX;
+
+        sqe.a_stride_bytes = 1;
+        sqe.c_stride_bytes = pitch * shape.c_align;
+        c_span = (uint64_t)(sqe.m - 1) * sqe.c_stride_bytes + shape.c_row_bytes;
+        sqe.c_offset = (r_span / 64 + 1 + random_below(8)) * 64;
+        switch (random_below(4)) {
+        case 0:
+            at = sqe.c_offset - r_span + random_below(3) - 1;
+            break;
+        case 1:
+            at = sqe.c_offset + c_span + random_below(3) - 1;
+            break;
+        case 2:
+            at = sqe.c_offset + (random_below(2) ? random_below(3) - 1 : 0);
+            break;
+        default:
+            at = sqe.c_offset + c_span + random_below(100);
+            arena = at + r_span + random_below(3) - 1;
+        }
+        if (at > UINT32_MAX)
+            continue;
+        sqe.residual_offset = random_below(16) ? (uint32_t)at : 0;
+        assert_job(&sqe, &shape, arena);
+        if (oracle_job_operands(&sqe, &shape, arena) == 0) {
+            accepted++;
+            in_place += shape.residual_element && sqe.residual_offset == sqe.c_offset;
+        }
+    }
+    assert_in_range(accepted, 100000, 900000);
+    assert_in_range(in_place, 10000, 900000);
+}
+
 static void test_form(void **state)
 {
     (void)state;
@@ -206,7 +258,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_form),         cmocka_unit_test(test_form_bits),
         cmocka_unit_test(test_range_inside), cmocka_unit_test(test_product),
-        cmocka_unit_test(test_random_edges),
+        cmocka_unit_test(test_random_edges), cmocka_unit_test(test_residual_edges),
     };
 
     random_seed(argc, argv);

@@ -162,6 +162,53 @@ static void test_clip(void **state)
             }
 }
 
+static void test_row_scales(void **state)
+{
+    static const uint8_t a_types[] = {1, 2, 4, 5}, b_types[] = {2, 6};
+    uint32_t accepted = 0;
+
+    (void)state;
+    for (uint32_t scales = 0; scales < 256; scales++)
+        for (size_t a = 0; a < COUNT(a_types); a++)
+            for (size_t b = 0; b < COUNT(b_types); b++)
+                for (uint8_t c_type = 1; c_type <= 5; c_type++)
+                    for (uint8_t bias_type = 0; bias_type <= 4; bias_type++) {
+                        struct gemmd_layer_desc_abi desc = good_desc();
+
+                        desc.a_row_scales = (uint8_t)scales;
+                        desc.a_type = a_types[a];
+                        desc.b_type = b_types[b];
+                        desc.group = desc.b_type == 6 ? 32 : 0;
+                        desc.c_type = c_type;
+                        desc.bias_type = bias_type;
+                        accepted += assert_desc(&desc) && scales;
+                    }
+    /* u8 and s8 with s8, u8 with s4; four outputs, with and without an f32 bias. */
+    assert_int_equal(accepted, 3 * 4 * 2);
+}
+
+static void test_residual(void **state)
+{
+    uint32_t accepted = 0;
+
+    (void)state;
+    for (uint32_t type = 0; type < 256; type++)
+        for (uint8_t c_type = 1; c_type <= 5; c_type++)
+            for (size_t i = 0; i < COUNT(float_bits); i++)
+                for (size_t j = 0; j < COUNT(zero_points); j++) {
+                    struct gemmd_layer_desc_abi desc = good_desc();
+
+                    desc.c_type = c_type;
+                    desc.residual_type = (uint8_t)type;
+                    desc.residual_scale = from_bits(float_bits[i]);
+                    desc.residual_zero_point = zero_points[j];
+                    accepted += assert_desc(&desc);
+                }
+    /* None and floats: scales of +-0 and no zero point; u8 and s8: 5 of the zero points, 8 of the
+     * scales; all but none: not with an s32 output. */
+    assert_int_equal(accepted, (5 + 4 + 4) * 2 + 4 * (5 + 5) * 8);
+}
+
 /* With zero points of B the sums have less room. */
 static void test_depth_with_zero_points(void **state)
 {
@@ -259,14 +306,11 @@ static void test_scales(void **state)
 static void test_reserved(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < 4; i++)
-        for (uint32_t bit = 0; bit < 32; bit++) {
+    for (size_t i = 0; i < 7; i++)
+        for (uint32_t bit = 0; bit < 8; bit++) {
             struct gemmd_layer_desc_abi desc = good_desc();
 
-            desc.reserved[i] = UINT32_C(1) << bit;
-            assert_false(assert_desc(&desc));
-            desc = good_desc();
-            desc.reserved0 = (uint8_t)(1u << bit % 8);
+            desc.reserved[i] = (uint8_t)(1u << bit);
             assert_false(assert_desc(&desc));
         }
 }
@@ -404,6 +448,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_options),      cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_residual),     cmocka_unit_test(test_row_scales),
         cmocka_unit_test(test_depth_with_zero_points),
         cmocka_unit_test(test_types),        cmocka_unit_test(test_extents),
         cmocka_unit_test(test_image_limit),  cmocka_unit_test(test_zero_points),

@@ -35,17 +35,39 @@ static inline oracle_set oracle_job_form(const struct gemmd_sqe *sqe)
         faults |= FAULT(OP);
     if (sqe->flags != 0)
         faults |= FAULT(FLAGS);
-    if (sqe->reserved0 != 0 || sqe->reserved1 != 0)
+    if (sqe->reserved0 != 0)
         faults |= FAULT(RESERVED);
     /* Of a cancel only target and user_data say something. */
     if (sqe->op == 2 && (sqe->priority != 0 || sqe->m != 0 || sqe->layer_id != 0 ||
                          sqe->layer_gen != 0 || sqe->a_offset != 0 || sqe->c_offset != 0 ||
-                         sqe->a_stride_bytes != 0 || sqe->c_stride_bytes != 0))
+                         sqe->a_stride_bytes != 0 || sqe->c_stride_bytes != 0 ||
+                         sqe->residual_offset != 0))
         faults |= FAULT(RESERVED);
     if (sqe->op != 2 && sqe->priority > 2)
         faults |= FAULT(PRIORITY);
     if (sqe->op != 2 && sqe->m > 1048576)
         faults |= FAULT(M);
+    return faults;
+}
+
+/* In elements of C: a residual row has as many, and they are as many from row to row. */
+static inline oracle_set oracle_job_residual(const struct gemmd_sqe *sqe,
+                                             const struct gemmd_job_shape *shape, oracle_int c_end,
+                                             uint64_t arena)
+{
+    const oracle_int r = sqe->residual_offset, c = sqe->c_offset, bytes = shape->residual_element;
+    const oracle_int elements = ((oracle_int)sqe->m - 1) * (sqe->c_stride_bytes / shape->c_align) +
+                                shape->c_row_bytes / shape->c_align;
+    const oracle_int r_end = r + elements * bytes;
+    const bool is_c = r == c && bytes == shape->c_align;
+    oracle_set faults = 0;
+
+    if (bytes == 0)
+        return r != 0 ? FAULT(RESIDUAL_OFFSET) : 0;
+    if (r_end > arena)
+        faults |= FAULT(RESIDUAL_OFFSET);
+    if (!is_c && (r > c ? r : c) < (r_end < c_end ? r_end : c_end))
+        faults |= FAULT(RESIDUAL_OVERLAP);
     return faults;
 }
 
@@ -55,7 +77,7 @@ static inline oracle_set oracle_job_operands(const struct gemmd_sqe *sqe,
     const oracle_int m = sqe->m, a = sqe->a_offset, c = sqe->c_offset;
     const oracle_int a_end = a + (m - 1) * sqe->a_stride_bytes + shape->a_row_bytes;
     const oracle_int c_end = c + (m - 1) * sqe->c_stride_bytes + shape->c_row_bytes;
-    oracle_set faults = 0;
+    oracle_set faults = oracle_job_residual(sqe, shape, c_end, arena);
 
     if (m == 0)
         return 0;
@@ -107,7 +129,7 @@ static inline bool oracle_inverse_finite(float value)
 static inline oracle_set oracle_layer_types(const struct gemmd_layer_desc_abi *desc)
 {
     const bool real_a = desc->a_type == 4 || desc->a_type == 5;
-    const bool s32 = desc->c_type == 3, s4 = desc->b_type == 6;
+    const bool s32 = desc->c_type == 3, s4 = desc->b_type == 6, scaled = desc->a_row_scales != 0;
     oracle_set faults = 0;
 
     if (desc->a_type != 1 && desc->a_type != 2 && !real_a)
@@ -116,14 +138,16 @@ static inline oracle_set oracle_layer_types(const struct gemmd_layer_desc_abi *d
         faults |= FAULT(B_TYPE);
     if (s4 && desc->a_type == 2)
         faults |= FAULT(B_TYPE);
-    if (desc->c_type < 1 || desc->c_type > 5 || (s32 && (real_a || s4)))
+    if (desc->c_type < 1 || desc->c_type > 5 || (s32 && (real_a || s4 || scaled)))
         faults |= FAULT(C_TYPE);
     if (desc->bias_type != 0 && desc->bias_type != 3 && desc->bias_type != 4)
         faults |= FAULT(BIAS_TYPE);
-    if ((desc->bias_type == 4 && s32) || (desc->bias_type == 3 && (real_a || s4)))
+    if ((desc->bias_type == 4 && s32) || (desc->bias_type == 3 && (real_a || s4 || scaled)))
         faults |= FAULT(BIAS_TYPE);
     if (desc->activation > 5 || (desc->activation != 0 && s32))
         faults |= FAULT(ACTIVATION);
+    if (desc->residual_type > 5 || desc->residual_type == 3 || (desc->residual_type != 0 && s32))
+        faults |= FAULT(RESIDUAL_TYPE);
     return faults;
 }
 
@@ -146,6 +170,8 @@ static inline oracle_set oracle_layer_options(const struct gemmd_layer_desc_abi 
 
     if (desc->quantize_mode != 0 && !(desc->quantize_mode == 1 && real_a))
         faults |= FAULT(QUANTIZE_MODE);
+    if (desc->a_row_scales != 0 && !(desc->a_row_scales == 1 && !real_a))
+        faults |= FAULT(A_ROW_SCALES);
     if (desc->b_zero_points != 0 && !(desc->b_zero_points == 1 && !s4))
         faults |= FAULT(B_ZERO_POINTS);
     if (s4 != (desc->group == 32 || desc->group == 64 || desc->group == 128) ||
@@ -187,7 +213,8 @@ static inline oracle_int oracle_image_bytes(const struct gemmd_layer_desc_abi *d
 
 static inline oracle_set oracle_layer_desc(const struct gemmd_layer_desc_abi *desc)
 {
-    static const uint32_t zeros[4];
+    static const uint8_t zeros[7];
+    const bool narrow = desc->residual_type == 1 || desc->residual_type == 2;
     oracle_set faults = oracle_layer_types(desc) | oracle_layer_options(desc);
 
     if (desc->n < 1 || desc->n > 1048576)
@@ -205,7 +232,11 @@ static inline oracle_set oracle_layer_desc(const struct gemmd_layer_desc_abi *de
         faults |= FAULT(A_SCALE);
     if (!oracle_scale(desc->c_scale) || !oracle_inverse_finite(desc->c_scale))
         faults |= FAULT(C_SCALE);
-    if (desc->reserved0 != 0 || memcmp(desc->reserved, zeros, sizeof(zeros)) != 0)
+    if (!oracle_zero_point(desc->residual_type, desc->residual_zero_point))
+        faults |= FAULT(RESIDUAL_ZERO_POINT);
+    if (narrow ? !oracle_scale(desc->residual_scale) : oracle_bits(desc->residual_scale) << 1 != 0)
+        faults |= FAULT(RESIDUAL_SCALE);
+    if (memcmp(desc->reserved, zeros, sizeof(desc->reserved)) != 0)
         faults |= FAULT(RESERVED);
     if (oracle_image_bytes(desc) > UINT64_C(4294967296))
         faults |= FAULT(LAYER_BYTES);

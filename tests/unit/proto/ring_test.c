@@ -54,8 +54,8 @@ static struct gemmd_sqe make_job(uint64_t number)
     sqe.a_offset = number * UINT64_C(0x9e3779b97f4a7c15);
     sqe.c_offset = ~number;
     sqe.user_data = number;
-    sqe.reserved1 = (uint32_t)number ^ UINT32_C(0xdeadbeef); /* shares a word with seq */
-    sqe.seq = (uint32_t)random_u64();                        /* the push overwrites it */
+    sqe.residual_offset = (uint32_t)number ^ UINT32_C(0xdeadbeef); /* shares a word with seq */
+    sqe.seq = (uint32_t)random_u64(); /* the push overwrites it */
     return sqe;
 }
 

@@ -26,6 +26,8 @@ static const struct {
     {15, "CANCELLED"},
     {16, "CANCEL_MISSED"},
     {17, "PRIORITY"},
+    {18, "RESIDUAL_OFFSET"},
+    {19, "RESIDUAL_OVERLAP"},
     {32, "STATE"},
     {33, "RING_ENTRIES"},
     {34, "ARENA_BYTES"},
@@ -68,6 +70,10 @@ static const struct {
     {77, "B_ZERO_POINTS"},
     {78, "GROUP"},
     {79, "CLIP"},
+    {80, "RESIDUAL_TYPE"},
+    {81, "RESIDUAL_ZERO_POINT"},
+    {82, "RESIDUAL_SCALE"},
+    {83, "A_ROW_SCALES"},
     {96, "MESSAGE_SHORT"},
     {97, "MESSAGE_LONG"},
     {98, "MESSAGE_TYPE"},
@@ -119,7 +125,7 @@ static void test_values_and_texts_are_distinct(void **state)
 
 static void test_unknown_values(void **state)
 {
-    static const int unknown[] = {-1, 18, 31, 64, 95, 104, 127, INT32_MAX, INT32_MIN};
+    static const int unknown[] = {-1, 20, 31, 64, 95, 104, 127, INT32_MAX, INT32_MIN};
 
     (void)state;
     for (size_t i = 0; i < COUNT(unknown); i++) {

@@ -63,7 +63,7 @@ static void scene_open_layer(struct executor_scene *scene, uint32_t n, uint32_t 
                                            .nr = kernel->nr,
                                            .mr = kernel->mr,
                                            .kernel_id = kernel->id}};
-    scene->layer.shape = (struct gemmd_job_shape){k, n * 4, 4};
+    scene->layer.shape = (struct gemmd_job_shape){k, n * 4, 4, 0};
     gemm_pack(kernel, n, k, scene->weights, k, scene->packed, scene->offset);
     memset(scene->offset, 0, sizeof(scene->offset)); /* no zero points */
     for (int i = 0; i < SCENE_N_MAX; i++)

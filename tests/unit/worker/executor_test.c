@@ -28,7 +28,12 @@ static void submit(uint32_t client, uint32_t m, uint64_t user_data)
                                               .c_stride_bytes = N * 4, .user_data = user_data});
 }
 
-static void check_result(uint32_t client, uint32_t m)
+static float residual_at(uint32_t i, uint32_t j)
+{
+    return (float)((i * 7 + j) % 100);
+}
+
+static void check_sums(uint32_t client, uint32_t m, bool added)
 {
     const float *c = (const float *)(const void *)(arenas[client] + C_AT);
 
@@ -38,10 +43,15 @@ static void check_result(uint32_t client, uint32_t m)
 
             for (uint32_t k = 0; k < K; k++)
                 sum += arenas[client][i * K + k] * scene.weights[j * K + k];
-            assert_true(c[i * N + j] == (float)sum);
+            assert_true(c[i * N + j] == (float)sum + (added ? residual_at(i, j) : 0.0f));
         }
     for (uint32_t i = C_AT + m * N * 4; i < ARENA; i++)
         assert_int_equal(arenas[client][i], 0xee);
+}
+
+static void check_result(uint32_t client, uint32_t m)
+{
+    check_sums(client, m, false);
 }
 
 static void expect(uint32_t client, uint64_t user_data, enum gemmd_status status)
@@ -101,6 +111,39 @@ static void test_interrupted(void **state)
     check_result(0, ROWS);
     check_result(1, ROWS);
     assert_true(scene.stats.preempted > 0);
+    executor_scene_close(&scene);
+}
+
+/* C is its own residual, and slices end after their first chunk: each element is added to once. */
+static void test_added_to_once(void **state)
+{
+    (void)state;
+    open_scene(2);
+    scene.layer.view.epilogue.residual_type = GEMM_TYPE_F32;
+    scene.layer.shape.residual_element = 4;
+    for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++)
+        scene.layer.scheduled.cost[i] = 20000 * 16;
+    scene.layer.scheduled.rows_short = 0;
+    scene.stop = true;
+    for (uint32_t client = 0; client < 2; client++) {
+        float *c = (float *)(void *)(arenas[client] + C_AT);
+
+        for (uint32_t i = 0; i < ROWS * N; i++)
+            c[i] = residual_at(i / N, i % N);
+        executor_scene_submit(&scene.clients[client],
+                              &(struct gemmd_sqe){.op = GEMMD_OP_GEMM, .m = ROWS, .layer_gen = 1,
+                                                  .a_stride_bytes = K, .c_offset = C_AT,
+                                                  .c_stride_bytes = N * 4,
+                                                  .residual_offset = C_AT});
+        executor_take(&scene.executor, &scene.clients[client].session.ring);
+        assert_true(executor_step(&scene.executor)); /* the second one boards in the middle */
+    }
+    run_all();
+    for (uint32_t client = 0; client < 2; client++) {
+        expect(client, 0, GEMMD_STATUS_OK);
+        check_sums(client, ROWS, true);
+    }
+    assert_true(scene.stats.preempted > 1);
     executor_scene_close(&scene);
 }
 
@@ -193,6 +236,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shared_scan),
         cmocka_unit_test(test_interrupted),
+        cmocka_unit_test(test_added_to_once),
         cmocka_unit_test(test_taken_away),
         cmocka_unit_test(test_room),
         cmocka_unit_test(test_wakes),

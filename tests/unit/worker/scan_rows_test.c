@@ -17,6 +17,7 @@ static struct job jobs[JOBS];
 static uint32_t offered[JOBS];              /* rows that have not boarded */
 static float a[JOBS][ROWS][K_MAX];          /* as bytes for u8 rows */
 static char c[JOBS][ROWS];
+static char residual[JOBS][ROWS][3];
 static const int32_t b_zero_points[64];
 static uint64_t seed = 1;
 
@@ -35,7 +36,9 @@ static void set_up(enum gemm_type a_type, uint32_t k)
                                     .a_zero_point = floats ? 0 : 3,
                                     .quantize = floats ? quantize_select(1) : NULL}};
     layer.view.epilogue.b_zero_points = b_zero_points;
+    layer.view.epilogue.residual_type = GEMM_TYPE_U8;
     layer.shape.a_row_bytes = k * (uint32_t)gemm_type_bytes(a_type);
+    layer.view.a_row_scales = a_type == GEMM_TYPE_U8; /* what comes behind the row is one */
     scheduler_init_layer(&layer.scheduled, PANELS, 4, 1000);
     scheduler_limit_rows(&layer.scheduled, scan_rows_limit(&layer.view));
     memset(&scan, 0, sizeof(scan));
@@ -44,8 +47,10 @@ static void set_up(enum gemm_type a_type, uint32_t k)
         offered[i] = 1 + random_below(ROWS);
         jobs[i] = (struct job){.a = (const uint8_t *)a[i],
                                .c = (uint8_t *)c[i],
+                               .residual = (uint8_t *)residual[i],
                                .a_stride_bytes = sizeof(a[i][0]),
-                               .c_stride_bytes = 1};
+                               .c_stride_bytes = 1,
+                               .residual_stride_bytes = sizeof(residual[i][0])};
         for (uint32_t j = 0; j < ROWS; j++)
             for (uint32_t t = 0; t < k; t++)
                 a[i][j][t] = (float)(int32_t)(random_below(2000) - 1000u) * (float)(j + 1);
@@ -101,9 +106,12 @@ static void check_row(uint32_t row, const struct job *job, uint32_t index)
     struct quantize_row made;
 
     assert_ptr_equal(rows[1].c[row], job->c + index);
+    assert_ptr_equal(rows[1].residual[row], job->residual + index * sizeof(residual[0][0]));
     if (!view->quantize) {
         assert_ptr_equal(rows[1].a[row], source);
         assert_int_equal(rows[1].sums[row], gemm_row_sum(view->a_type, 3, view->k, source));
+        assert_memory_equal(&rows[1].scales[row], source + view->k, sizeof(float));
+        assert_int_equal(rows[1].zero_points[row], 3);
         return;
     }
     made = quantize_row(view->quantize, view->a_type, view->quantize_mode, view->k, source, q);

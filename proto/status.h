@@ -28,6 +28,7 @@
     X(CANCELLED, 15, ECANCELED, "job: cancelled before it was complete")                           \
     X(CANCEL_MISSED, 16, ENOENT, "target: no unfinished job of this session has that user_data")   \
     X(PRIORITY, 17, EINVAL, "priority: unknown class")                                             \
+    X(RESULT, 18, EIO, "result: a check found it wrong (memory or CPU at fault); do not use it")   \
     /* control messages: the session lives on */                                                   \
     X(STATE, 32, EPROTO, "message: not allowed in this state of the session")                      \
     X(RING_ENTRIES, 33, EINVAL, "ring_entries: not a power of two within the limits")              \

@@ -320,16 +320,9 @@ static void work_on(struct control *control, bool idle)
 {
     struct control_answer answer;
     struct session *session = control->loading ? requests_load_on(control, &answer) : NULL;
-    struct layer *changed = NULL;
 
-    if (idle && !control->successor)
-        changed = layers_scrub(control->config.layers, CONTROL_SCRUB_SLICE_BYTES);
-    if (changed) {
-        log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
-                  "withdrawn, its jobs fail; load it again and test the memory",
-                  changed->desc.n, changed->desc.k);
-        requests_withdraw(control, changed);
-    }
+    if (!control->successor)
+        requests_guard_layers(control, idle);
     handover_write(control->config.handover, control->config.layers, control->config.pool);
     if (session)
         send_answer(control, session, &answer);

@@ -26,6 +26,7 @@ static const struct {
     {15, "CANCELLED"},
     {16, "CANCEL_MISSED"},
     {17, "PRIORITY"},
+    {18, "RESULT"},
     {32, "STATE"},
     {33, "RING_ENTRIES"},
     {34, "ARENA_BYTES"},
@@ -119,7 +120,7 @@ static void test_values_and_texts_are_distinct(void **state)
 
 static void test_unknown_values(void **state)
 {
-    static const int unknown[] = {-1, 18, 31, 64, 95, 104, 127, INT32_MAX, INT32_MIN};
+    static const int unknown[] = {-1, 19, 31, 64, 95, 104, 127, INT32_MAX, INT32_MIN};
 
     (void)state;
     for (size_t i = 0; i < COUNT(unknown); i++) {

@@ -236,8 +236,6 @@ void session_close(struct session **session_p)
 {
     struct session *session = *session_p;
 
-    if (!session)
-        return;
     if (session->ring.worker_line)
         gemmd_store_release(&session->ring.worker_line->state, GEMMD_WORKER_ENDED);
     destroy_segments(session);

@@ -1,6 +1,6 @@
 /*
- * One attacker makes every attack in turn beside fifteen honest clients.  None of theirs fails, none
- * is wrong, and they get what they would get beside a sixteenth honest client instead.
+ * One attacker makes every attack in turn beside fifteen honest clients.  None of theirs fails,
+ * none is wrong, and they get what they would get beside a sixteenth honest client instead.
  *
  * All clients share one CPU with the worker's control thread and the dispatcher has the other, so
  * that the ratio shows what the worker does and not how the kernel places a dozen busy processes.
@@ -242,7 +242,8 @@ static void test_blast_radius(void **state)
     for (size_t i = 0; i < ATTACKS; i++) {
         qsort(ratios[i], repetitions, sizeof(ratios[i][0]), compare);
         medians[i] = ratios[i][repetitions / 2];
-        printf("  %-12s median %.2f, worst %.2f\n", attack_table[i].name, medians[i], ratios[i][0]);
+        printf("  %-12s median %.2f, worst %.2f\n", attack_table[i].name, medians[i],
+               ratios[i][0]);
     }
     qsort(medians + 1, ATTACKS - 1, sizeof(medians[0]), compare);
     printf("%lu attacks; honest: %lu jobs, %lu failed, %lu wrong, the slowest %.0f ms; of all "
@@ -253,7 +254,7 @@ static void test_blast_radius(void **state)
     assert_int_equal(end.failed, 0);
     assert_int_equal(end.wrong, 0);
     if (!machine_is_sanitized())
-        assert_true(medians[1 + (ATTACKS - 1) / 2] >= 0.7); /* the aim is 0.9; other load moves it */
+        assert_true(medians[1 + (ATTACKS - 1) / 2] >= 0.7); /* the aim is 0.9; load moves it */
 }
 
 static int start(void **state)

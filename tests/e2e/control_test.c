@@ -1,5 +1,5 @@
-/* The control thread's rarer duties: a full table, a successor that stays silent, a thread that lost
- * its CPU, the trace, and who is left alone when another violates the protocol. */
+/* The control thread's rarer duties: a full table, a successor that stays silent, threads that lost
+ * their CPU, the trace, and who is left alone when another violates the protocol. */
 #include "tests/harness.h"
 
 #include <dirent.h>

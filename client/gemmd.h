@@ -423,6 +423,7 @@ struct gemmd_stats {
     uint64_t shared_slices;     /* of jobs of more than one session */
     uint64_t team_slices;       /* cut over the compute threads */
     uint64_t deadline_misses, cancelled, repinned, trace_lost;
+    uint64_t verified, verify_faults; /* jobs checked (--verify-sample); of these, found wrong */
     struct gemmd_percentiles queue, exec;
     /* this session's own, counted in this process */
     uint64_t session_jobs, session_doorbells, session_sleeps, session_syscalls;

@@ -275,6 +275,8 @@ int gemmd_get_stats(struct gemmd *session, struct gemmd_stats *out)
     COUNTER(cancelled);
     COUNTER(repinned);
     COUNTER(trace_lost);
+    COUNTER(verified);
+    COUNTER(verify_faults);
 #undef COUNTER
     summarise(&page->queue_ns, &out->queue);
     summarise(&page->exec_ns_histogram, &out->exec);

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define GEMMD_STATS_MAGIC UINT64_C(0x0053444d4d454700) /* bytes 00 "GEMMDS" 00 */
-#define GEMMD_STATS_VERSION 2
+#define GEMMD_STATS_VERSION 3
 
 /* 2^36 ns = 69 s; longer ones count in the last bucket. */
 #define GEMMD_HISTOGRAM_BUCKETS (16 * (36 - 3))
@@ -53,7 +53,9 @@ struct gemmd_histogram {
     X(layers_attached, "control: creations that found the layer present")                          \
     X(repinned, "control: threads put back on their CPU after a cpuset change")                    \
     X(trace_lost, "events that found the trace's ring full")                                       \
-    X(heartbeat, "grows while the dispatcher runs, at least every 100 ms")
+    X(heartbeat, "grows while the dispatcher runs, at least every 100 ms")                         \
+    X(verified, "jobs of which a row was checked (--verify-sample)")                               \
+    X(verify_faults, "of these, found wrong and failed")
 
 /* Compute threads: the dispatcher is core 0. */
 #define GEMMD_STATS_CORES_MAX 256
@@ -81,7 +83,7 @@ struct gemmd_stats_page {
 };
 
 static_assert(sizeof(struct gemmd_stats_page) ==
-                  16 + 29 * 8 + 2 * 8 * GEMMD_HISTOGRAM_BUCKETS + 8 + 32 * GEMMD_STATS_CORES_MAX,
+                  16 + 31 * 8 + 2 * 8 * GEMMD_HISTOGRAM_BUCKETS + 8 + 32 * GEMMD_STATS_CORES_MAX,
               "no padding");
 
 /* The single writer of `word`. */

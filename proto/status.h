@@ -30,6 +30,7 @@
     X(PRIORITY, 17, EINVAL, "priority: unknown class")                                             \
     X(RESIDUAL_OFFSET, 18, EFAULT, "residual_offset: it leaves the arena, or the layer has none")  \
     X(RESIDUAL_OVERLAP, 19, EINVAL, "residual_offset: the residual overlaps C and is not C")       \
+    X(RESULT, 20, EIO, "result: a check found it wrong (memory or CPU at fault); do not use it")   \
     /* control messages: the session lives on */                                                   \
     X(STATE, 32, EPROTO, "message: not allowed in this state of the session")                      \
     X(RING_ENTRIES, 33, EINVAL, "ring_entries: not a power of two within the limits")              \

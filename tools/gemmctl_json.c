@@ -138,7 +138,9 @@ static json_t *cores_json(const struct gemmd_stats *stats)
 /* Slices, sharing, and what became of jobs that did not run. */
 static json_t *scheduling_json(const struct gemmd_stats *stats)
 {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:o}", "slices",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:o}",
+                     "verified", INT(stats->verified), "verify_faults",
+                     INT(stats->verify_faults), "slices",
                      INT(stats->slices), "preempted", INT(stats->preempted), "shared_slices",
                      INT(stats->shared_slices), "team_slices", INT(stats->team_slices), "panels",
                      INT(stats->panels), "panel_rows", INT(stats->panel_rows), "deadline_misses",

@@ -219,6 +219,8 @@ void gemmctl_text_stats(const struct gemmd_stats *stats)
     print_counter("cancelled", stats->cancelled);
     print_counter("threads repinned", stats->repinned);
     print_counter("trace events lost", stats->trace_lost);
+    print_counter("jobs checked", stats->verified);
+    print_counter("checks failed", stats->verify_faults);
     printf("%-18s %16.2f\n", "rows per panel", ratio(stats->panel_rows, stats->panels));
     printf("%-18s %16.4f\n", "syscalls per job", ratio(stats->syscalls, stats->jobs));
     printf("%-18s %16.1f\n", "jobs per doorbell", ratio(stats->jobs, stats->doorbells));

@@ -165,8 +165,9 @@ static void accept_connection(struct control *control)
             close(fd);
         return;
     }
+    /* not covered: after 2^32 sessions */
     if (++control->next_session_id == 0)
-        control->next_session_id = 1; /* not covered: after 2^32 sessions */
+        control->next_session_id = 1; /* not covered: as above */
     control->sessions[slot] = session;
     control->session_count++;
 }
@@ -230,8 +231,9 @@ static void end_ring_violators(struct control *control)
 {
     uint64_t count;
 
+    /* not covered: it was readable, and is ours alone */
     if (read(control->config.violation_fd, &count, sizeof(count)) < 0)
-        return; /* not covered: it was readable */
+        return; /* not covered: as above */
     for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++) {
         struct session *session = control->sessions[slot];
         enum gemmd_status status;
@@ -295,18 +297,20 @@ static bool handle_event(struct control *control, const struct epoll_event *even
         end_ring_violators(control);
         return true;
     case TOKEN_SIGNAL:
+        /* not covered: it was readable, and is ours alone */
         if (read(control->signal_fd, &info, sizeof(info)) != sizeof(info))
-            return true; /* not covered: it was readable */
+            return true; /* not covered: as above */
         log_info(LOG_TOPIC_CONTROL, "signal %u: draining", info.ssi_signo);
         return false;
     default:
-        /* An earlier event of this harvest may have ended it. */
         session = control->sessions[event->data.u64];
+        /* not covered: an earlier event of this harvest ended it, which no test can arrange */
         if (!session)
-            return true;
+            return true; /* not covered: as above */
         /* EPOLLIN first: a client may say something and leave. */
         if ((event->events & EPOLLIN) && control->successor && control->successor != session)
             usleep(HOLD_US); /* it stays readable */
+        /* not covered: an end of the connection comes with EPOLLIN, too */
         else if (event->events & EPOLLIN)
             receive(control, session);
         else if (event->events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)) /* not covered: EPOLLIN, too */
@@ -320,16 +324,9 @@ static void work_on(struct control *control, bool idle)
 {
     struct control_answer answer;
     struct session *session = control->loading ? requests_load_on(control, &answer) : NULL;
-    struct layer *changed = NULL;
 
-    if (idle && !control->successor)
-        changed = layers_scrub(control->config.layers, CONTROL_SCRUB_SLICE_BYTES);
-    if (changed) {
-        log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
-                  "withdrawn, its jobs fail; load it again and test the memory",
-                  changed->desc.n, changed->desc.k);
-        requests_withdraw(control, changed);
-    }
+    if (!control->successor)
+        requests_guard_layers(control, idle);
     handover_write(control->config.handover, control->config.layers, control->config.pool);
     if (session)
         send_answer(control, session, &answer);
@@ -376,17 +373,20 @@ int control_run(struct control *control)
         uint64_t now_ns;
 
         gemmd_counter_add(&control->rounds, 1);
+        /* not covered: our own descriptor; only a signal ends the wait */
         if (count < 0 && errno != EINTR)
-            return -errno;
-        for (int i = 0; i < count && run; i++)
+            return -errno; /* not covered: as above */
+        for (int i = 0; i < count; i++) {
             run = handle_event(control, &events[i]) && !control->handed_over;
+            if (!run)
+                break;
+        }
         if (run)
             work_on(control, count == 0 && !control->loading);
         now_ns = clock_now_ns(); /* after the events: no connection is younger than now */
         feed_watchdog(control, now_ns);
         keep_house(control, now_ns);
         if (control->config.idle_exit_ns && control->session_count == 0 &&
-            now_ns > control->idle_since_ns &&
             now_ns - control->idle_since_ns > control->config.idle_exit_ns) {
             log_info(LOG_TOPIC_CONTROL, "idle: ending");
             run = false;

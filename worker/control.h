@@ -63,6 +63,7 @@ struct control {
     uint32_t next_session_id;
     uint64_t worker_epoch; /* differs for each start */
     uint64_t started_ns, idle_since_ns, repinned_ns;
+    uint64_t verify_faults_seen;
     uint64_t arena_bytes;   /* of all sessions */
     uint64_t staging_bytes; /* of all open uploads */
     int received_fd;        /* came with the packet that is being handled; -1: none */

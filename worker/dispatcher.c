@@ -286,6 +286,7 @@ static int open_parts(struct dispatcher *dispatcher)
                                        .stats = config->stats,
                                        .trace = config->trace,
                                        .alone = config->alone,
+                                       .verify_every = config->verify_every,
                                        .stop = has_news,
                                        .wake = wake_client,
                                        .violate = report_violation,

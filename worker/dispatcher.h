@@ -21,6 +21,7 @@ struct dispatcher_config {
     cpu_set_t team_cpus;     /* one compute thread on each; without `cpu` */
     int64_t spin_ns;         /* 0: never spin */
     bool alone;              /* no coalescing */
+    uint32_t verify_every;   /* check one job in so many; 0: none */
     struct trace *trace;     /* NULL: none */
     int event_level_forced;  /* -1: the best that works */
     uint32_t sessions_max;

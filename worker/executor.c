@@ -81,6 +81,20 @@ static void count_run(struct executor *executor, const struct job *job, uint64_t
     __atomic_store_n(&ring->exec_ns, ring->scheduled.charged_ns, __ATOMIC_RELAXED);
 }
 
+/* False: the job was checked, and its result is wrong. */
+static bool passes_check(struct executor *executor, const struct job *job)
+{
+    struct gemmd_stats_page *stats = executor->config.stats;
+    enum verify_verdict verdict = verify_end(&executor->verify, job);
+
+    gemmd_counter_add(&stats->verified, verdict != VERIFY_NONE);
+    if (verdict != VERIFY_WRONG)
+        return true;
+    gemmd_counter_add(&stats->verify_faults, 1);
+    __atomic_store_n(&job->layer->suspect, true, __ATOMIC_RELAXED); /* the control thread looks */
+    return false;
+}
+
 static void complete(struct executor *executor, struct job *job, uint64_t now_ns)
 {
     struct session_ring *ring = job->ring;
@@ -91,6 +105,9 @@ static void complete(struct executor *executor, struct job *job, uint64_t now_ns
     /* A page of its segments went away meanwhile: zeros are no result. */
     if (cqe.status == GEMMD_STATUS_OK && is_violated(ring))
         cqe.status = GEMMD_STATUS_SESSION_ENDED;
+    if (executor->verify.job == job && !passes_check(executor, job) &&
+        cqe.status == GEMMD_STATUS_OK)
+        cqe.status = GEMMD_STATUS_RESULT;
     if (job->start_ns) {
         queue_ns = job->start_ns - job->seen_ns;
         exec_ns = now_ns - job->start_ns;
@@ -357,7 +374,8 @@ int executor_init(struct executor *executor, const struct executor_config *confi
 
     executor->config = *config;
     executor->touched = calloc(config->sessions_max, sizeof(*executor->touched));
-    if (!executor->touched || !scan_rows_open(executor->rows))
+    if (!executor->touched || !scan_rows_open(executor->rows) ||
+        !verify_open(&executor->verify, config->verify_every))
         return -ENOMEM;
     return scheduler_init(&executor->scheduler, &scheduler);
 }
@@ -365,6 +383,7 @@ int executor_init(struct executor *executor, const struct executor_config *confi
 void executor_fini(struct executor *executor)
 {
     scheduler_fini(&executor->scheduler);
+    verify_close(&executor->verify);
     scan_rows_close(executor->rows);
     free(executor->touched);
 }

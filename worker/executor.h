@@ -12,6 +12,7 @@
 #include "worker/session.h"
 #include "worker/team.h"
 #include "worker/trace.h"
+#include "worker/verify.h"
 
 /* How long a thread works without a look at what else has come.  Each chunk costs the kernels some
  * 0.2 us (tile configuration, a cold start of the streams), so it is long where nobody waits for
@@ -50,7 +51,8 @@ struct executor_config {
     struct gemmd_stats_page *stats;
     struct team *team;
     struct trace *trace;       /* NULL: none */
-    bool alone;                /* GEMMD_COALESCE=0 */
+    bool alone;                /* no coalescing */
+    uint32_t verify_every;     /* one job in so many; 0: none */
     bool (*stop)(void *owner); /* has something come that could go first? */
     void (*wake)(void *owner, struct session_ring *ring); /* completions were written */
     void (*violate)(void *owner, struct session_ring *ring, enum gemmd_status status);
@@ -69,6 +71,7 @@ struct executor {
     struct session_ring **touched; /* sessions to wake, touched_count of them */
     uint32_t touched_count;
     struct scan_rows rows[SCHEDULER_SCANS];
+    struct verify verify;
 };
 
 /* 0 or -ENOMEM. */

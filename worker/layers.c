@@ -36,6 +36,7 @@ static void destroy(struct layers *layers, struct layer *layer)
     if (layers->scrubbing == layer)
         layers->scrubbing = NULL;
     pool_free(layers->config.pool, layer->memory);
+    free(layer->freivalds);
     free(layer);
 }
 
@@ -60,8 +61,12 @@ void layers_close(struct layers **layers_p)
 
     if (!layers)
         return;
-    while (layers->count)
-        free(layers->table[--layers->count]);
+    while (layers->count) {
+        struct layer *layer = layers->table[--layers->count];
+
+        free(layer->freivalds);
+        free(layer);
+    }
     free(layers);
     *layers_p = NULL;
 }
@@ -378,6 +383,26 @@ struct layer *layers_scrub(struct layers *layers, uint64_t bytes)
         }
         if (layers->scrub_next >= layers->count) /* one pass at most in a call */
             return NULL;
+    }
+    return NULL;
+}
+
+struct layer *layers_take_suspect(struct layers *layers, bool *changed)
+{
+    for (uint32_t i = 0; i < layers->count; i++) {
+        struct layer *layer = layers->table[i];
+        struct layer_hash hash;
+        uint64_t checksum[2];
+
+        if (!__atomic_load_n(&layer->suspect, __ATOMIC_RELAXED))
+            continue;
+        __atomic_store_n(&layer->suspect, false, __ATOMIC_RELAXED);
+        layer_hash_begin(&hash);
+        layer_hash_add(&hash, layer->memory, layer->bytes);
+        layer_hash_end(&hash, checksum);
+        *changed = memcmp(checksum, layer->checksum, sizeof(checksum)) != 0;
+        layers->scrub_faults += *changed;
+        return layer;
     }
     return NULL;
 }

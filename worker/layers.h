@@ -46,6 +46,8 @@ struct layer {
     uint64_t bytes;       /* of the pool */
     uint64_t page_bytes;  /* of the pages that hold it */
     void *memory;         /* from the pool: kernels/, see worker/layer_memory.h */
+    uint64_t *freivalds;  /* for verify.c; NULL: not asked for, s4 weights, or no memory */
+    bool suspect;         /* atomic; set by the dispatcher: a check found a result wrong */
 };
 
 struct layers_config {
@@ -53,6 +55,7 @@ struct layers_config {
     const struct gemm_kernel *kernel;
     uint64_t uid_bytes_max;    /* of the layers one user made; 0: no limit */
     uint64_t unused_bytes_max; /* of the layers nobody has open and nothing pins */
+    bool verified;             /* layers get what verify.c needs */
 };
 
 struct layers_report {
@@ -110,6 +113,10 @@ void layer_condemn(struct layers *layers, struct layer *layer);
 /* Compares up to `bytes` of weights with their checksums, on from where the last call ended.  A
  * layer that changed is returned, NULL otherwise. */
 struct layer *layers_scrub(struct layers *layers, uint64_t bytes);
+
+/* A layer marked suspect, which it is no more then; NULL: none is.  *changed: its memory no longer
+ * has its checksum, all of which is read (100 ms/GiB). */
+struct layer *layers_take_suspect(struct layers *layers, bool *changed);
 
 /* ---- layers_build.c -------------------------------------------------------------------------- */
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/freivalds.h"
 #include "worker/layers_table.h"
 #include "worker/log.h"
 
@@ -14,8 +15,11 @@ static void set_up(struct layers *layers, struct layer *layer)
 {
     const struct gemmd_layer_desc_abi *desc = &layer->desc;
 
+    layer->suspect = false;
     layer->page_bytes = pool_page_bytes(layers->config.pool, layer->memory);
     layer_memory_view(layers->config.kernel, desc, layer->memory, &layer->view);
+    layer->freivalds =
+        layers->config.verified && layer->view.s8.panels ? freivalds_weights(&layer->view) : NULL;
     layer->shape = (struct gemmd_job_shape){
         .a_row_bytes = gemmd_abi_a_row_bytes(desc),
         .c_row_bytes = desc->n * gemmd_abi_type_bytes(desc->c_type),

@@ -48,6 +48,7 @@ enum option_id {
     OPTION_UNUSED_LAYER_BYTES,
     OPTION_TAKE_OVER,
     OPTION_NO_COALESCING,
+    OPTION_VERIFY_SAMPLE,
     OPTION_ALLOW_UID,
     OPTION_ALLOW_GID,
     OPTION_UID_SESSIONS,
@@ -76,6 +77,7 @@ static const struct option long_options[] = {
     {"unused-layer-bytes", required_argument, NULL, OPTION_UNUSED_LAYER_BYTES},
     {"take-over", no_argument, NULL, OPTION_TAKE_OVER},
     {"no-coalescing", no_argument, NULL, OPTION_NO_COALESCING},
+    {"verify-sample", required_argument, NULL, OPTION_VERIFY_SAMPLE},
     {"allow-uid", required_argument, NULL, OPTION_ALLOW_UID},
     {"allow-gid", required_argument, NULL, OPTION_ALLOW_GID},
     {"uid-sessions", required_argument, NULL, OPTION_UID_SESSIONS},
@@ -110,6 +112,7 @@ static const char help_text[] =
     "  --unused-layer-bytes SIZE  limit of the layers nobody has open (that of the pool)\n"
     "  --take-over          replace the worker that serves the socket, and keep its layers\n"
     "  --no-coalescing      each job alone (to measure what sharing brings)\n"
+    "  --verify-sample N    check a row of one job in N before it completes (0: of none)\n"
     "  --allow-uid LIST     users that may connect beside this one and root (none)\n"
     "  --allow-gid LIST     groups whose members may connect (gemmd, if it exists; \"\": none)\n"
     "  --uid-sessions N     sessions one user may have (1050)\n"
@@ -368,6 +371,11 @@ static int apply(struct options *out, int id, const char *text)
         return 0;
     case OPTION_NO_COALESCING:
         out->no_coalescing = true;
+        return 0;
+    case OPTION_VERIFY_SAMPLE:
+        if (!parse_number(text, UINT32_MAX, &value))
+            return complain(EX_USAGE, "--verify-sample %s: give 0 (none) to %u", text, UINT32_MAX);
+        out->verify_sample = (uint32_t)value;
         return 0;
     default:
         return complain(EX_USAGE, "see gemmd --help"); /* getopt_long has named the option */

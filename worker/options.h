@@ -44,6 +44,7 @@ struct options {
     uint32_t cpu_mask;                 /* GEMMD_CPU_MASK, to be ANDed with cpu_detect() */
     int event_level_forced;            /* GEMMD_EVENT_LEVEL: 0 … 3; -1: the best that works */
     bool no_coalescing;                /* each job alone */
+    uint32_t verify_sample;            /* check one job in so many; 0: none */
     const char *trace;                 /* GEMMD_TRACE; NULL or "": none */
     bool debug;                        /* GEMMD_DEBUG=1 */
 };

@@ -12,6 +12,9 @@ handler_fn handle_layer_create, handle_layer_data, handle_layer_commit, handle_l
     handle_layer_close;
 /* Takes a layer away from every session that has it open: its jobs complete with LAYER_STALE. */
 void requests_withdraw(struct control *control, struct layer *layer);
+/* Looks at the layers of which a checked result was wrong, and when idle at a slice of all weights;
+ * those that have changed are withdrawn. */
+void requests_guard_layers(struct control *control, bool idle);
 
 /* requests_operator.c */
 /* A slice of the load that is going on (control->loading).  The session to send *answer to, when

@@ -237,3 +237,43 @@ void requests_withdraw(struct control *control, struct layer *layer)
     }
     layer_release(control->config.layers, layer);
 }
+
+static void withdraw_changed(struct control *control, struct layer *layer)
+{
+    log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
+              "withdrawn, its jobs fail; load it again and test the memory", layer->desc.n,
+              layer->desc.k);
+    requests_withdraw(control, layer);
+}
+
+/* Layers of which a checked result was wrong: is it the weights? */
+static void look_at_suspects(struct control *control)
+{
+    uint64_t faults = gemmd_counter_read(&control->config.stats->verify_faults);
+    struct layer *layer;
+    bool changed;
+
+    if (faults == control->verify_faults_seen)
+        return;
+    control->verify_faults_seen = faults;
+    while ((layer = layers_take_suspect(control->config.layers, &changed))) {
+        log_error(LOG_TOPIC_LAYERS, "a checked result of a layer [%u x %u] was wrong (%llu such "
+                  "jobs failed so far); its weights are %s", layer->desc.n, layer->desc.k,
+                  (unsigned long long)faults,
+                  changed ? "at fault" : "as they were: test the CPU and the memory");
+        if (changed)
+            withdraw_changed(control, layer);
+    }
+}
+
+void requests_guard_layers(struct control *control, bool idle)
+{
+    struct layer *changed;
+
+    look_at_suspects(control);
+    if (!idle)
+        return;
+    changed = layers_scrub(control->config.layers, CONTROL_SCRUB_SLICE_BYTES);
+    if (changed)
+        withdraw_changed(control, changed);
+}

@@ -238,8 +238,6 @@ void session_close(struct session **session_p)
 {
     struct session *session = *session_p;
 
-    if (!session)
-        return;
     if (session->ring.worker_line) {
         gemmd_rings_end(session->ring.worker_line);
         /* One that waits with poll watches the connection, which ends below. */

@@ -140,7 +140,7 @@ void session_free_jobs(struct session_ring *ring);
 int session_open_wake(struct session *session);
 
 /* Frees everything; the dispatcher must have let go.  Layers are the caller's to release first.
- * Accepts NULL and half-built sessions; *session becomes NULL. */
+ * Accepts half-built sessions; *session becomes NULL. */
 void session_close(struct session **session);
 
 #endif

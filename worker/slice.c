@@ -159,8 +159,11 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
     uint64_t estimate_ns;
     uint32_t panels;
 
-    if (scan->changed)
+    if (scan->changed) {
         start_ns = prepare(executor, scan, start_ns);
+        if (executor->verify.every)
+            verify_board(&executor->verify, &executor->rows[scan->index], scan);
+    }
     work.start_ns = start_ns;
     cut(executor, scan, start_ns, &estimate_ns);
     work.chunk_count = executor->slice.chunk_count;
@@ -183,6 +186,10 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
     if (executor->config.trace)
         trace_slice(executor->config.trace, executor->slice.layer, start_ns, result.end_ns,
                     scan->rows, panels, scan->member_count, result.shared);
+    if (executor->verify.job) {
+        verify_slice(&executor->verify, &executor->rows[scan->index], scan, panels);
+        result.end_ns = clock_now_ns();
+    }
     executor->ended_ns = result.end_ns;
     scheduler_ran(&executor->scheduler, scan, panels, result.compute_ns);
     return result.end_ns;

@@ -214,6 +214,7 @@ static int open_memory(struct worker *worker)
                                        .on_extent = keep_extent,
                                        .context = worker->notify};
     struct layers_config layers = {.kernel = worker->kernel,
+                                   .verified = options->verify_sample != 0,
                                    .uid_bytes_max = options->uid_layer_bytes,
                                    .unused_bytes_max = options->unused_layer_bytes
                                                            ? options->unused_layer_bytes
@@ -251,6 +252,7 @@ static int open_dispatcher(struct worker *worker)
                                        .sessions_max = GEMMD_WORKER_SESSIONS_MAX,
                                        .team_cpus = worker->cpus,
                                        .alone = worker->options.no_coalescing,
+                                       .verify_every = worker->options.verify_sample,
                                        .trace = worker->trace,
                                        .stats = worker->stats.memory};
     int error;

@@ -332,6 +332,7 @@ static void test_arenas_of_a_user(void **state)
     assert_int_equal(try_connect(4 * MIB, &sessions[0]), 0);
     assert_int_equal(try_connect(4 * MIB, &sessions[1]), -ENOMEM);
     assert_non_null(strstr(gemmd_error_text(NULL), "arena"));
+    assert_int_equal(try_connect(9 * MIB, &sessions[1]), -ENOMEM); /* more than one may have */
     assert_int_equal(try_connect(1 * MIB, &sessions[1]), 0);
     gemmd_close(&sessions[0]);
     gemmd_close(&sessions[1]);

@@ -38,7 +38,7 @@ void *__libc_realloc(void *memory, size_t bytes);
 void *__libc_memalign(size_t align, size_t bytes);
 
 static uint64_t requests;
-static bool count_calls; /* other system calls are requests, too */
+static int call_error; /* other system calls are requests, too, and fail so; 0: they are not */
 static uint64_t fail_from, fail_to; /* requests that fail, by number; 0: none */
 static __thread bool is_client;     /* this thread's requests are not the worker's */
 
@@ -110,6 +110,9 @@ int __wrap_memfd_create(const char *name, unsigned flags)
 
 /* Other calls that a start and a session need. */
 #define WRAPS(X)                                                                                   \
+    X(getrandom, (void *out, size_t bytes, unsigned flags), SYS_getrandom, out, bytes, flags, 0,   \
+      0)                                                                                           \
+    X(signalfd, (int fd, const sigset_t *mask, int flags), SYS_signalfd4, fd, mask, 8, flags, 0)   \
     X(eventfd, (unsigned count, int flags), SYS_eventfd2, count, flags, 0, 0, 0)                   \
     X(epoll_create1, (int flags), SYS_epoll_create1, flags, 0, 0, 0, 0)                            \
     X(epoll_ctl, (int fd, int what, int target, struct epoll_event *event), SYS_epoll_ctl, fd,     \
@@ -137,8 +140,8 @@ int __wrap_memfd_create(const char *name, unsigned flags)
     int __wrap_##name parameters;                                                                  \
     int __wrap_##name parameters                                                                   \
     {                                                                                              \
-        if (count_calls && count_request()) {                                                      \
-            errno = ENOMEM;                                                                        \
+        if (call_error && count_request()) {                                                       \
+            errno = call_error;                                                                    \
             return -1;                                                                             \
         }                                                                                          \
         return (int)syscall(number, __VA_ARGS__);                                                  \
@@ -364,7 +367,7 @@ static unsigned open_fds(void)
 
 struct failing {
     uint64_t from, to;
-    bool calls;
+    int call_error;
 };
 
 /* In a child.  0: all went well although the request failed (or was never made: 1); 2: a clean
@@ -376,7 +379,7 @@ static int live_with_failure(void *argument)
     enum progress progress;
     int code;
 
-    count_calls = failing->calls;
+    call_error = failing->call_error;
     fail_from = __atomic_load_n(&requests, __ATOMIC_RELAXED) + failing->from;
     fail_to = failing->to == UINT64_MAX ? UINT64_MAX : fail_from;
     code = open_worker();
@@ -405,14 +408,14 @@ static int live_with_failure(void *argument)
     return progress == SERVED ? 0 : 3;
 }
 
-static void check_failures(bool for_ever, bool calls)
+static void check_failures(bool for_ever, int error)
 {
     unsigned outcomes[4] = {0};
     uint64_t number = 1;
     int outcome = 0;
 
     for (; outcome != 1 && number < 2000; number++) {
-        struct failing failing = {number, for_ever ? UINT64_MAX : number, calls};
+        struct failing failing = {number, for_ever ? UINT64_MAX : number, error};
 
         outcome = harness_join(harness_fork(live_with_failure, &failing), 30000);
         if (outcome < 0 || outcome > 3)
@@ -431,19 +434,22 @@ static void check_failures(bool for_ever, bool calls)
 static void test_fails_once(void **state)
 {
     (void)state;
-    check_failures(false, false);
+    check_failures(false, 0);
 }
 
 static void test_fails_for_ever(void **state)
 {
     (void)state;
-    check_failures(true, false);
+    check_failures(true, 0);
 }
 
 static void test_calls_fail_once(void **state)
 {
     (void)state;
-    check_failures(false, true);
+    check_failures(false, ENOMEM);
+    check_failures(false, EPERM);
+    check_failures(false, EINTR);
+    check_failures(false, ENFILE);
 }
 
 static int start(void **state)

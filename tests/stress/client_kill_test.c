@@ -1,208 +1,43 @@
 /*
  * Clients die: by SIGKILL, or stopped first and killed then, at each numbered step of the protocol
  * and at random moments under load.  After each round the worker's descriptors, mappings and
- * sessions are what they were, within a second; honest clients beside them lose nothing.
+ * sessions are what they were, within a second; honest clients beside them lose nothing.  A new
+ * client with the pid of a dead one gets nothing of his.
  *
  * usage: client_kill_test [--kills N] [--seed N]
  */
 #include "tests/harness.h"
 
+#include <errno.h>
+#include <linux/sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests/attack/honest.h"
 #include "tests/e2e/machine.h"
 #include "tests/e2e/raw.h"
+#include "tests/stress/steps.h"
 
 #define BATCH     8
 #define HONEST    2
 #define N         32
 #define K         64
-#define WINDOW    4096
 
 static struct harness_worker worker;
 static struct layer_case layer;
 static unsigned kills_wanted = 2000;
 static uint64_t seed = 20261125;
 
-/* ---- the steps ------------------------------------------------------------------------------- */
-
-enum step {
-    CONNECTED,
-    HELLO_SENT,
-    SEGMENTS_RECEIVED,
-    SEGMENTS_MAPPED,
-    MAPPED_SENT,
-    LIVE,
-    UPLOAD_OPEN,
-    UPLOAD_HALF,
-    COMMIT_SENT,
-    LAYER_OPEN,
-    SLOT_HALF_WRITTEN, /* payload, but not seq */
-    SUBMITTED,         /* seq written, doorbell not rung */
-    RUNG,
-    RING_FULL_OF_LARGE_JOBS,
-    COMPLETION_UNREAD,
-    CQ_FULL,           /* a lap of completions, cq_head never moved */
-    WAKE_ARMED,
-    ASLEEP,
-    LAYER_CLOSE_SENT,
-    STEP_COUNT
-};
-
-struct victim {
-    enum step step;
-    int fd; /* says that the step is reached */
-};
-
-/* The step is reached: says so, and waits for the end. */
-static void stand_still(const struct victim *victim)
-{
-    REQUIRE(write(victim->fd, "!", 1) == 1);
-    for (;;)
-        pause();
-}
-
-static void stop_at(const struct victim *victim, enum step step)
-{
-    if (victim->step == step)
-        stand_still(victim);
-}
-
-/* Connected, mapped, live. */
-static void shake_hands(const struct victim *victim, struct raw *raw)
-{
-    struct gemmd_msg_hello hello = raw_hello(8, 1 << 16);
-    struct gemmd_msg_mapped mapped;
-    struct gemmd_msg_mapped_reply reply;
-
-    memset(raw, 0, sizeof(*raw));
-    if (victim->step <= HELLO_SENT) {
-        raw->fd = raw_connect(worker.socket);
-        stop_at(victim, CONNECTED);
-        REQUIRE(raw_send(raw->fd, &hello, sizeof(hello), NULL, 0));
-        stop_at(victim, HELLO_SENT);
-    }
-    if (victim->step == SEGMENTS_RECEIVED) {
-        int fds[GEMMD_HELLO_FD_COUNT];
-        unsigned count;
-
-        raw->fd = raw_connect(worker.socket);
-        REQUIRE(raw_send(raw->fd, &hello, sizeof(hello), NULL, 0));
-        REQUIRE(raw_receive(raw->fd, &raw->hello, sizeof(raw->hello), fds, &count, 10000) > 0);
-        stop_at(victim, SEGMENTS_RECEIVED);
-    }
-    raw_open_mapping(raw, worker.socket, 8, 1 << 16);
-    stop_at(victim, SEGMENTS_MAPPED);
-    mapped.header = raw_header(raw, GEMMD_MSG_MAPPED, sizeof(mapped));
-    REQUIRE(raw_send(raw->fd, &mapped, sizeof(mapped), NULL, 0));
-    stop_at(victim, MAPPED_SENT);
-    REQUIRE(raw_receive(raw->fd, &reply, sizeof(reply), NULL, NULL, 10000) == sizeof(reply));
-    REQUIRE(reply.header.status == GEMMD_STATUS_OK);
-    stop_at(victim, LIVE);
-}
-
-/* An upload that nobody else makes; its hash is wrong, so that no layer comes of it. */
-static void upload(const struct victim *victim, struct raw *raw)
-{
-    struct gemmd_msg_layer_create create = {
-        .header = raw_header(raw, GEMMD_MSG_LAYER_CREATE, sizeof(create)),
-        .desc = {.n = N, .k = K, .a_type = GEMMD_ABI_TYPE_U8, .c_type = GEMMD_ABI_TYPE_F32,
-                 .scale_count = 1, .a_scale = 1.0f, .c_scale = 1.0f,
-                 .b_type = GEMMD_ABI_TYPE_S8},
-        .content_id = {(uint64_t)getpid(), 1},
-    };
-    struct gemmd_msg_layer_data data = {.arena_offset = 0, .bytes = 64};
-    struct gemmd_msg_layer_commit commit;
-    struct gemmd_msg_layer_data_reply data_reply;
-    struct gemmd_msg_layer_reply reply;
-
-    REQUIRE(raw_call(raw, &create, &reply, sizeof(reply)) == GEMMD_STATUS_OK);
-    stop_at(victim, UPLOAD_OPEN);
-    data.header = raw_header(raw, GEMMD_MSG_LAYER_DATA, sizeof(data));
-    REQUIRE(raw_call(raw, &data, &data_reply, sizeof(data_reply)) == GEMMD_STATUS_OK);
-    stop_at(victim, UPLOAD_HALF);
-    commit.header = raw_header(raw, GEMMD_MSG_LAYER_COMMIT, sizeof(commit));
-    REQUIRE(raw_send(raw->fd, &commit, sizeof(commit), NULL, 0));
-    stop_at(victim, COMMIT_SENT);
-    REQUIRE(raw_receive(raw->fd, &reply, sizeof(reply), NULL, NULL, 10000) > 0);
-}
-
-static void submit(const struct victim *victim, struct raw *raw, const struct gemmd_sqe *sqe)
-{
-    struct gemmd_cqe cqe;
-
-    if (victim->step == SLOT_HALF_WRITTEN) {
-        memcpy(raw->sq.slots, sqe, 56);
-        stand_still(victim);
-    }
-    gemmd_sq_push(&raw->sq, sqe);
-    stop_at(victim, SUBMITTED);
-    raw_ring(raw);
-    stop_at(victim, RUNG);
-    if (victim->step == RING_FULL_OF_LARGE_JOBS || victim->step == CQ_FULL) {
-        for (int i = 1; i < 8; i++)
-            raw_submit(raw, sqe);
-        stop_at(victim, RING_FULL_OF_LARGE_JOBS);
-        for (int i = 0; i < 8; i++)
-            REQUIRE(raw_complete(raw, &cqe, false, 20000));
-        gemmd_sq_push(&raw->sq, sqe); /* beyond what may be in flight */
-        stop_at(victim, CQ_FULL);
-    }
-}
-
-static void sleep_on_it(const struct victim *victim, struct raw *raw)
-{
-    uint32_t epoch = 0, seen;
-    struct gemmd_cqe cqe;
-
-    seen = gemmd_wake_arm(raw->client, &epoch, raw->worker, raw->cq.index + 2);
-    (void)seen;
-    stop_at(victim, WAKE_ARMED);
-    if (victim->step == ASLEEP)
-        stand_still(victim);
-    gemmd_wake_disarm(raw->client);
-    REQUIRE(raw_complete(raw, &cqe, true, 20000));
-}
-
-static int live_and_die(void *argument)
-{
-    const struct victim *victim = argument;
-    struct gemmd_msg_layer_close close_message;
-    struct gemmd_msg_layer_reply handle;
-    struct gemmd_sqe sqe;
-    struct raw raw;
-
-    shake_hands(victim, &raw);
-    if (victim->step <= COMMIT_SENT)
-        upload(victim, &raw);
-    raw_open_layer(&raw, "victim", &handle);
-    stop_at(victim, LAYER_OPEN);
-    sqe = (struct gemmd_sqe){.op = GEMMD_OP_GEMM,
-                             .m = victim->step == RING_FULL_OF_LARGE_JOBS ? 250 : 1,
-                             .layer_id = handle.layer_id,
-                             .layer_gen = handle.layer_gen,
-                             .c_offset = 1 << 15,
-                             .a_stride_bytes = K,
-                             .c_stride_bytes = N * 4};
-    submit(victim, &raw, &sqe);
-    stop_at(victim, COMPLETION_UNREAD);
-    sleep_on_it(victim, &raw);
-    close_message.header = raw_header(&raw, GEMMD_MSG_LAYER_CLOSE, sizeof(close_message));
-    close_message.layer_id = handle.layer_id;
-    close_message.layer_gen = handle.layer_gen;
-    REQUIRE(raw_send(raw.fd, &close_message, sizeof(close_message), NULL, 0));
-    stop_at(victim, LAYER_CLOSE_SENT);
-    return 1;
-}
+/* ---- the victims ----------------------------------------------------------------------------- */
 
 /* A library client that keeps its ring full; killed at no step in particular. */
 static int flood(void *argument)
 {
     const struct victim *victim = argument;
-    struct gemmd *session = session_with(worker.socket, 16, 1 << 20, -1);
+    struct gemmd *session = session_with(victim->socket, 16, 1 << 20, -1);
     struct gemmd_completion done[16];
     struct gemmd_layer *handle;
     struct gemmd_job job;
@@ -252,7 +87,7 @@ static uint64_t await_baseline(const struct baseline *before)
 /* One batch of victims, all at `step` (STEP_COUNT: flooding, at random moments). */
 static void kill_batch(enum step step, bool stop_first)
 {
-    struct victim victim = {.step = step};
+    struct victim victim = {.step = step, .socket = worker.socket};
     pid_t pids[BATCH];
     int channel[2];
     char byte;
@@ -260,7 +95,7 @@ static void kill_batch(enum step step, bool stop_first)
     REQUIRE(pipe(channel) == 0);
     victim.fd = channel[1];
     for (unsigned i = 0; i < BATCH; i++)
-        pids[i] = harness_fork(step == STEP_COUNT ? flood : live_and_die, &victim);
+        pids[i] = harness_fork(step == STEP_COUNT ? flood : steps_run, &victim);
     for (unsigned i = 0; i < BATCH; i++)
         REQUIRE(read(channel[0], &byte, 1) == 1);
     if (step == STEP_COUNT)
@@ -338,6 +173,112 @@ static void test_kills(void **state)
     gemmd_close(&watcher);
 }
 
+/* ---- the same pid again ---------------------------------------------------------------------- */
+
+/* fork, with the pid of a process that is gone.  -1: somebody has it, or we may not. */
+static pid_t fork_as(pid_t pid)
+{
+    struct clone_args arguments = {.exit_signal = SIGCHLD,
+                                   .set_tid = (uintptr_t)&pid,
+                                   .set_tid_size = 1};
+
+    fflush(NULL);
+    return (pid_t)syscall(SYS_clone3, &arguments, sizeof(arguments));
+}
+
+/* The newcomer's session is its own: a new number, no layers, no jobs, no completions but of its
+ * own job. */
+static void live_anew(uint32_t dead_session_id)
+{
+    struct gemmd_msg_layer_reply handle;
+    struct gemmd_cqe cqe, another;
+    struct gemmd_sqe sqe;
+    struct raw raw;
+
+    raw_open(&raw, worker.socket, 8, 1 << 16);
+    REQUIRE(raw.hello.session_id != dead_session_id);
+    for (size_t i = 0; i < raw.hello.arena_bytes; i++)
+        REQUIRE(raw.arena[i] == 0);
+    sqe = (struct gemmd_sqe){.op = GEMMD_OP_GEMM, .m = 1, .c_offset = 1 << 15,
+                             .a_stride_bytes = K, .c_stride_bytes = N * 4, .layer_gen = 1};
+    raw_submit(&raw, &sqe); /* the dead one's layer 0 */
+    REQUIRE(raw_complete(&raw, &cqe, true, 20000));
+    REQUIRE(cqe.status == GEMMD_STATUS_LAYER);
+    raw_open_layer(&raw, "victim", &handle);
+    sqe.layer_id = handle.layer_id;
+    sqe.layer_gen = handle.layer_gen;
+    sqe.user_data = 77;
+    raw_submit(&raw, &sqe);
+    REQUIRE(raw_complete(&raw, &cqe, true, 20000));
+    REQUIRE(cqe.user_data == 77 && cqe.status == GEMMD_STATUS_OK);
+    REQUIRE(!raw_complete(&raw, &another, true, 1));
+    raw_close(&raw);
+}
+
+/* Opens a session in this process's name, says its number, and stands still. */
+static int tell_session(void *argument)
+{
+    const struct victim *victim = argument;
+    struct gemmd_msg_layer_reply handle;
+    struct gemmd_sqe sqe;
+    struct raw raw;
+
+    raw_open(&raw, victim->socket, 8, 1 << 16);
+    memset(raw.arena, 0xdd, 1 << 15);
+    raw_open_layer(&raw, "victim", &handle);
+    sqe = (struct gemmd_sqe){.op = GEMMD_OP_GEMM, .m = 100, .layer_id = handle.layer_id,
+                             .layer_gen = handle.layer_gen, .c_offset = 1 << 15,
+                             .a_stride_bytes = K, .c_stride_bytes = N * 4};
+    for (int i = 0; i < 8; i++)
+        raw_submit(&raw, &sqe);
+    REQUIRE(write(victim->fd, &raw.hello.session_id, 4) == 4);
+    for (;;)
+        pause();
+    return 1;
+}
+
+static void test_pid_reuse(void **state)
+{
+    unsigned rounds = kills_wanted / 10, reused = 0;
+    struct gemmd *watcher = session_to(worker.socket);
+    struct gemmd_layer *handle;
+    struct baseline before;
+
+    (void)state;
+    assert_non_null(watcher);
+    assert_int_equal(gemmd_layer_create(watcher, &layer.desc, &handle), 1);
+    before = measure();
+    for (unsigned round = 0; round < rounds; round++) {
+        struct victim victim = {.socket = worker.socket};
+        uint32_t session_id;
+        int channel[2];
+        pid_t pid, heir;
+
+        REQUIRE(pipe(channel) == 0);
+        victim.fd = channel[1];
+        pid = harness_fork(tell_session, &victim);
+        REQUIRE(read(channel[0], &session_id, 4) == 4);
+        harness_reap_killed(pid);
+        heir = fork_as(pid);
+        if (heir == 0) {
+            live_anew(session_id);
+            GEMMD_COVERAGE_DUMP();
+            _exit(0);
+        }
+        close(channel[0]);
+        close(channel[1]);
+        if (heir < 0 && errno != EEXIST)
+            harness_skip("no choice of pids here: %s", strerror(errno));
+        reused += heir > 0;
+        if (heir > 0)
+            assert_int_equal(harness_join(heir, 30000), 0);
+    }
+    await_baseline(&before);
+    printf("%u times a new client had the pid of a dead one\n", reused);
+    assert_true(reused > rounds / 2);
+    gemmd_close(&watcher);
+}
+
 static int start(void **state)
 {
     (void)state;
@@ -359,6 +300,7 @@ int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kills),
+        cmocka_unit_test(test_pid_reuse),
     };
 
     for (int i = 1; i + 1 < argc; i += 2) {

@@ -25,7 +25,7 @@ ERRORS_QUICK = ("ENOMEM", "EPERM", "EINTR")
 LEFT_OUT = {"exit", "exit_group", "execve", "rt_sigreturn", "restart_syscall", "arch_prctl",
             "set_tid_address", "set_robust_list", "rseq", "brk", "munmap", "futex",
             "rt_sigprocmask"}
-LIMIT_S = 8
+LIMIT_S = 30
 # An end by the system's own words counts as a reason, too: the C library's start cannot log.
 CODES = set(range(64, 79))
 

@@ -1,7 +1,8 @@
 /*
  * The worker dies, over and over, under load.  Clients that recover see nothing of it: each job
  * completes once, with the right bits.  Clients that do not are told, once for each job, and
- * connect again by themselves.  Nobody waits for longer than it takes to start a worker.
+ * connect again by themselves.  Nobody waits for longer than it takes to start a worker.  Every
+ * other time some further clients stand at one of the numbered steps of the protocol.
  *
  * usage: worker_kill_test [--kills N] [--seed N]
  */
@@ -15,8 +16,10 @@
 
 #include "tests/e2e/layer_case.h"
 #include "tests/e2e/machine.h"
+#include "tests/stress/steps.h"
 
 #define CLIENTS 4
+#define VICTIMS 3
 #define DEPTH   16
 #define ROWS    6
 #define N       48
@@ -190,6 +193,30 @@ static void await_progress(uint64_t more)
         }
 }
 
+static void kill_worker(unsigned kill_index)
+{
+    struct victim victim = {.step = (enum step)(kill_index / 2 % STEP_COUNT),
+                            .socket = worker.socket};
+    unsigned count = kill_index % 2 ? VICTIMS : 0;
+    pid_t pids[VICTIMS];
+    int channel[2];
+    char byte;
+
+    REQUIRE(pipe(channel) == 0);
+    victim.fd = channel[1];
+    for (unsigned i = 0; i < count; i++)
+        pids[i] = harness_fork(steps_run, &victim);
+    for (unsigned i = 0; i < count; i++)
+        REQUIRE(read(channel[0], &byte, 1) == 1);
+    if (!count)
+        usleep((useconds_t)(random_next(&seed) % 8000));
+    harness_kill(&worker);
+    for (unsigned i = 0; i < count; i++)
+        harness_reap_killed(pids[i]);
+    close(channel[0]);
+    close(channel[1]);
+}
+
 static void test_kills(void **state)
 {
     struct tally sum = {0};
@@ -206,8 +233,7 @@ static void test_kills(void **state)
     for (unsigned kill_index = 0; kill_index < kills_wanted; kill_index++) {
         uint64_t since_ns, took_ns;
 
-        usleep((useconds_t)(random_next(&seed) % 8000));
-        harness_kill(&worker);
+        kill_worker(kill_index);
         since_ns = machine_now_ns();
         harness_restart(&worker, NULL);
         await_progress(20);
@@ -242,6 +268,7 @@ static int start(void **state)
 {
     (void)state;
     layer_case_plain(&layer, N, K, 81);
+    layer.desc.name = "victim";
     tallies = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     REQUIRE(tallies != MAP_FAILED);
     finish = (int *)(void *)((char *)tallies + 2048);

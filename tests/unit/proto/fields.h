@@ -293,6 +293,8 @@
     F(gemmd_stats_page, repinned)                                                                  \
     F(gemmd_stats_page, trace_lost)                                                                \
     F(gemmd_stats_page, heartbeat)                                                                 \
+    F(gemmd_stats_page, verified)                                                                  \
+    F(gemmd_stats_page, verify_faults)                                                             \
     F(gemmd_stats_page, queue_ns)                                                                  \
     F(gemmd_stats_page, exec_ns_histogram)                                                         \
     F(gemmd_stats_page, core_count)                                                                \

@@ -28,6 +28,7 @@ static const struct {
     {17, "PRIORITY"},
     {18, "RESIDUAL_OFFSET"},
     {19, "RESIDUAL_OVERLAP"},
+    {20, "RESULT"},
     {32, "STATE"},
     {33, "RING_ENTRIES"},
     {34, "ARENA_BYTES"},
@@ -125,7 +126,7 @@ static void test_values_and_texts_are_distinct(void **state)
 
 static void test_unknown_values(void **state)
 {
-    static const int unknown[] = {-1, 20, 31, 64, 95, 104, 127, INT32_MAX, INT32_MIN};
+    static const int unknown[] = {-1, 21, 31, 64, 95, 104, 127, INT32_MAX, INT32_MIN};
 
     (void)state;
     for (size_t i = 0; i < COUNT(unknown); i++) {

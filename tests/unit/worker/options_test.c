@@ -86,6 +86,7 @@ static void defaults(void **state)
     assert_int_equal(options.idle_exit_s, 0);
     assert_int_equal(options.ready_fd, -1);
     assert_int_equal(options.ring_start, 0);
+    assert_int_equal(options.verify_sample, 0);
     assert_int_equal(options.event_level_forced, -1);
     assert_false(options.debug);
     assert_true(options.cpu_mask != 0);
@@ -95,7 +96,8 @@ static void every_option(void **state)
 {
     struct options options = parse_good(
         "--node 3 --cpus 0-1,4 --socket /x/y.sock --pool-bytes 3G --hugepages 2m "
-        "--require-hugepages --spin-us 7 --idle-exit 30 --ready-fd 1 --ring-start 4294967290");
+        "--require-hugepages --spin-us 7 --idle-exit 30 --ready-fd 1 --ring-start 4294967290 "
+        "--verify-sample 4294967295");
 
     (void)state;
     assert_int_equal(options.node, 3);
@@ -110,6 +112,7 @@ static void every_option(void **state)
     assert_int_equal(options.idle_exit_s, 30);
     assert_int_equal(options.ready_fd, 1);
     assert_int_equal(options.ring_start, UINT32_C(4294967290));
+    assert_int_equal(options.verify_sample, UINT32_MAX);
     assert_int_equal(parse_good("--node=auto --spin-us=0").node, -1);
     assert_int_equal(parse_good("--spin-us 0").spin_ns, 0);
     assert_int_equal(parse_good("--pool-bytes 1048576").pool_bytes, 1 << 20);
@@ -133,6 +136,7 @@ static void bad_values(void **state)
         "--pool-bytes 17179869185G",               "--pool-bytes 18446744073710600192",
         "--hugepages 4k",     "--hugepages AUTO",  "--spin-us -1",
         "--spin-us 1000001",  "--spin-us 5us",     "--idle-exit -1",
+        "--verify-sample 4294967296",          "--verify-sample all",
         "--idle-exit 99999999999",                 "--ready-fd 987",
         "--ready-fd -1",      "--ring-start 4294967296", "--ring-start -1",
     };
@@ -246,6 +250,7 @@ static void help_and_version(void **state)
     static const char *const names[] = {
         "--node", "--cpus", "--socket", "--pool-bytes", "--hugepages", "--require-hugepages",
         "--spin-us", "--idle-exit", "--ready-fd", "--ring-start", "--version", "--help",
+        "--verify-sample",
     };
     struct options options;
     int exit_code = -1;

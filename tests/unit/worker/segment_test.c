@@ -13,6 +13,9 @@
 /* ---- faults put into the kernel's answers ---------------------------------------------------- */
 
 static bool no_populate, steal_pages;
+static int advice_error, advice_failures; /* the next populating ones fail so */
+static int seals_error_at = -1;           /* index of the call for seals that fails; -1: none */
+static bool seals_lost;                   /* none of them is ever there */
 
 int __real_madvise(void *memory, size_t bytes, int advice);
 int __wrap_madvise(void *memory, size_t bytes, int advice);
@@ -25,7 +28,24 @@ int __wrap_madvise(void *memory, size_t bytes, int advice)
         errno = EINVAL; /* before Linux 5.14 */
         return -1;
     }
+    if (advice_failures) {
+        advice_failures--;
+        errno = advice_error;
+        return -1;
+    }
     return __real_madvise(memory, bytes, advice);
+}
+
+int __real_fcntl64(int fd, int command, int argument);
+int __wrap_fcntl64(int fd, int command, int argument);
+
+int __wrap_fcntl64(int fd, int command, int argument)
+{
+    if (seals_error_at >= 0 && seals_error_at-- == 0) {
+        errno = EBUSY;
+        return -1;
+    }
+    return seals_lost ? 0 : __real_fcntl64(fd, command, argument);
 }
 
 /* Somebody else's huge pages. */
@@ -324,6 +344,47 @@ static void populated(void **state)
     segment_destroy(&segment);
 }
 
+/* A kernel that refuses, or says yes and does nothing, is believed in neither. */
+static void seals_that_fail(void **state)
+{
+    (void)state;
+    for (int call = 0; call < 4; call++) {
+        struct segment segment;
+        int error;
+
+        assert_int_equal(segment_create(&segment, "gemmd-test", 8192, false, -1), 0);
+        seals_error_at = call;
+        error = segment_seal(&segment);
+        seals_error_at = -1;
+        assert_int_equal(error, call < 3 ? -EBUSY : 0); /* get, add, get */
+        seals_lost = true;
+        error = segment_seal(&segment);
+        seals_lost = false;
+        assert_int_equal(error, -EPERM);
+        segment_destroy(&segment);
+    }
+}
+
+static void holes_that_cannot_be_filled(void **state)
+{
+    static const int errors[][3] = {
+        {EINTR, 3, 0}, {EAGAIN, 3, 0}, {EINVAL, 1, 0}, {EFAULT, 1, -ENOMEM}, {EIO, 1, -EIO}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+        struct segment segment;
+
+        assert_int_equal(segment_create(&segment, "gemmd-test", 8192, false, -1), 0);
+        if (i % 2)
+            assert_int_equal(segment_protect_readonly(&segment), 0);
+        advice_error = errors[i][0];
+        advice_failures = errors[i][1];
+        assert_int_equal(segment_fill_holes(&segment), errors[i][2]);
+        assert_int_equal(advice_failures, 0);
+        segment_destroy(&segment);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -333,6 +394,8 @@ int main(void)
         cmocka_unit_test(client_seals_first),
         cmocka_unit_test(sizes),
         cmocka_unit_test(without_populate),
+        cmocka_unit_test(seals_that_fail),
+        cmocka_unit_test(holes_that_cannot_be_filled),
         cmocka_unit_test(populated),
         cmocka_unit_test(life_on_huge_pages),
         cmocka_unit_test(falls_back_to_small_pages),

@@ -86,7 +86,9 @@ struct gemmd_options {
                                 /tmp/gemmd-<uid>/node<N>.sock), else /run/gemmd/node<N>.sock */
     int autostart;           /* 1 (default): if none of these answers and neither `socket` nor
                                 $GEMMD_SOCKET names one, start a private worker for this user that
-                                ends when idle; 0: -ECONNREFUSED */
+                                ends when idle; it may use all CPUs of the node that the system or
+                                container allows, even if the caller is pinned to some, and works
+                                in "/"; 0: -ECONNREFUSED */
     uint32_t ring_entries;   /* jobs in flight at most; power of two 8..4096; 0 (default): 256 */
     uint64_t arena_bytes;    /* buffer memory; 64 KiB..4 GiB; 0 (default): 16 MiB */
     int64_t spin_ns;         /* longest spin of gemmd_wait before it sleeps; within it the library

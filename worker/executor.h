@@ -95,6 +95,6 @@ static inline bool executor_expects_latency(const struct executor *executor, uin
 uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns);
 
 /* Is there a submission that executor_take would take? */
-bool executor_can_take(const struct executor *executor, const struct session_ring *ring);
+bool executor_can_take(const struct session_ring *ring);
 
 #endif

@@ -1,12 +1,15 @@
 /*
  * Which worker: the one that was named, else the user's of this NUMA node, else the system's, else
- * a new one.  A worker that is started outlives the program, is no child of it, keeps none of its
- * descriptors, and ends when nobody has been connected for a minute.
+ * a new one.  A worker that is started outlives the program, is no child of it, keeps neither its
+ * descriptors nor its directory (which could else not be unmounted), and ends when nobody has been
+ * connected for a minute.  It serves the user's other programs, too: the CPUs it may use are those
+ * of the system or container, not those to which the first program to come was pinned.
  */
 #include "client/internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -125,12 +128,17 @@ static void become_worker(const char *program, char *const *arguments, int ready
 {
     const struct sigaction by_default = {.sa_handler = SIG_DFL};
     sigset_t none;
+    cpu_set_t every;
     int null_fd = open("/dev/null", O_RDWR), error;
 
     for (int number = 1; number < NSIG; number++)
         sigaction(number, &by_default, NULL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    memset(&every, 0xff, sizeof(every));
+    sched_setaffinity(0, sizeof(every), &every); /* the kernel takes those of the cpuset */
+    if (chdir("/") < 0)
+        _exit(126);
     /* All of them out of the way of 0 … 3 first. */
     null_fd = fcntl(null_fd, F_DUPFD, READY_FD + 1);
     log_fd = fcntl(log_fd, F_DUPFD, READY_FD + 1);
@@ -226,9 +234,11 @@ static int await_ready(int fd, uint64_t deadline_ns, char *text, size_t text_byt
 static int start_worker(const struct place *place, const char *program, uint64_t deadline_ns,
                         char *text, size_t text_bytes)
 {
-    char node[12];
-    const char *const arguments[] = {program, "--socket", place->socket, "--node", node,
-                                     "--idle-exit", IDLE_EXIT_S, "--ready-fd", "3", NULL};
+    char node[12], absolute[PATH_MAX]; /* the worker is executed in another directory */
+    const char *found = strchr(program, '/') ? realpath(program, absolute) : NULL;
+    const char *const arguments[] = {found ? found : program, "--socket", place->socket,
+                                     "--node", node, "--idle-exit", IDLE_EXIT_S,
+                                     "--ready-fd", "3", NULL};
     int ready[2], error;
     int log_fd = open(place->log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_NOFOLLOW | O_CLOEXEC,
                       0600);
@@ -242,7 +252,7 @@ static int start_worker(const struct place *place, const char *program, uint64_t
         close(log_fd);
         return -EIO;
     }
-    error = spawn(program, (char *const *)(uintptr_t)arguments, ready[1], log_fd);
+    error = spawn(arguments[0], (char *const *)(uintptr_t)arguments, ready[1], log_fd);
     close(ready[1]);
     close(log_fd);
     if (error < 0)

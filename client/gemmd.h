@@ -86,8 +86,11 @@ struct gemmd_options {
                                 /tmp/gemmd-<uid>/node<N>.sock), else /run/gemmd/node<N>.sock */
     int autostart;           /* 1 (default): if none of these answers and neither `socket` nor
                                 $GEMMD_SOCKET names one, start a private worker for this user that
-                                ends when idle; 0: -ECONNREFUSED */
-    uint32_t ring_entries;   /* jobs in flight at most; power of two 8..4096; 0 (default): 256 */
+                                ends when idle; it may use all CPUs of the node that the system or
+                                container allows, even if the caller is pinned to some, and works
+                                in "/"; 0: -ECONNREFUSED */
+    uint32_t ring_entries;   /* power of two 8..4096; 0 (default): 256.  One less is how many jobs
+                                can be in flight; the last place is left to a cancel */
     uint64_t arena_bytes;    /* buffer memory; 64 KiB..4 GiB; 0 (default): 16 MiB */
     int64_t spin_ns;         /* longest spin of gemmd_wait before it sleeps; within it the library
                                 learns from recent waits how long pays, and never spins on the
@@ -322,10 +325,12 @@ GEMMD_API int gemmd_run(struct gemmd *session, const struct gemmd_job *job, int 
 
 /* Asks the worker to end the jobs in flight that have this user_data.  Each still completes
  * exactly once: with status CANCELLED (-ECANCELED; C is undefined), or as usual when it was faster.
- * Takes a place in the submission ring until the worker has seen it; never blocks, no system call.
+ * It overtakes whatever waits in the worker, also what is beyond a quota.  Takes a place in the
+ * ring until its answer has been reaped, by gemmd_poll or gemmd_wait, which do not show it; jobs
+ * leave one place free for it.  Never blocks, no system call.
  *   > 0          so many jobs were asked for
  *   -ENOENT      none in flight has it
- *   -EAGAIN      the ring is full: reap completions first
+ *   -EAGAIN      no place: an earlier cancel has the last one; reap first
  *   -ECONNRESET  the worker is gone */
 GEMMD_API int gemmd_cancel(struct gemmd *session, uint64_t user_data);
 

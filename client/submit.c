@@ -139,8 +139,10 @@ int gemmd_submit(struct gemmd *session, const struct gemmd_job *jobs, unsigned c
 
     if (error)
         return error < 0 ? error : 0;
-    /* The table has as many slots as either ring: a full one means that jobs are to be reaped. */
-    for (; taken < count && taken < INT32_MAX && session->in_flight < session->entries; taken++) {
+    /* The table has as many slots as either ring; the last one is left to a cancel.  A full one
+     * means that jobs are to be reaped. */
+    for (; taken < count && taken < INT32_MAX && session->in_flight + 1 < session->entries;
+         taken++) {
         const struct gemmd_job *job = &jobs[taken];
         struct offsets offsets = offsets_of(session, job);
         const char *fault = find_fault(session, job, &offsets);
@@ -163,7 +165,8 @@ int gemmd_cancel(struct gemmd *session, uint64_t user_data)
     if (error < 0)
         return error;
     if (error == GEMMD_SUBMIT_LATER || session->in_flight == session->entries)
-        return gemmd_fail(session, -EAGAIN, "cancel: the ring is full; reap completions first");
+        return gemmd_fail(session, -EAGAIN, "cancel: an earlier one takes the last place; reap "
+                          "completions first");
     for (uint32_t i = 0; i < session->entries && session->in_flight < session->entries; i++) {
         const struct gemmd_slot *slot = &session->slots[i];
         struct gemmd_sqe sqe = {.op = GEMMD_OP_CANCEL, .target = (uint64_t)slot->tag << 32 | i};

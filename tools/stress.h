@@ -14,7 +14,7 @@
 
 #define STRESS_SHAPES_MAX      16
 #define STRESS_SESSIONS_MAX    1024
-#define STRESS_DEPTH_MAX       4096
+#define STRESS_DEPTH_MAX       4095
 #define STRESS_CPUS_MAX        1024
 #define STRESS_REPETITIONS_MAX 1000
 

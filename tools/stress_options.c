@@ -26,7 +26,7 @@ static const char usage_text[] =
     "  --socket PATH     the worker's socket (default: as every client; starts one if none runs)\n"
     "  --sessions S      sessions, each a process of its own (default 2)\n"
     "  --threads         sessions are threads of one process\n"
-    "  --depth D         jobs in flight per session, 1 to 4096 (default 32)\n"
+    "  --depth D         jobs in flight per session, 1 to 4095 (default 32)\n"
     "  --shape M,N,K     M rows of a layer of N channels and depth K; repeat for a mix; M = 0 is\n"
     "                    an empty job (default 1,256,256)\n"
     "  --rate R          open loop: R jobs arrive each second, of all sessions together, whether\n"

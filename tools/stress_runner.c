@@ -55,7 +55,7 @@ static int connect_session(struct stress_runner *runner)
     connect.socket = runner->shared->socket;
     connect.autostart = 0;
     connect.ring_entries = 8;
-    while (connect.ring_entries < options->depth)
+    while (connect.ring_entries <= options->depth) /* one place is a cancel's */
         connect.ring_entries *= 2;
     /* At least a window for uploads of layers, and what the allocator keeps for itself. */
     connect.arena_bytes = (1 << 20) + options->depth * slot_bytes;

@@ -86,7 +86,7 @@ static bool has_news(void *owner)
     const struct dispatcher *dispatcher = owner;
 
     for (uint32_t i = 0; i < dispatcher->list.hot_count; i++)
-        if (executor_can_take(&dispatcher->executor, &dispatcher->list.hot[i]->ring))
+        if (executor_can_take(&dispatcher->list.hot[i]->ring))
             return true;
     return event_loop_pending(dispatcher->loop);
 }

@@ -252,11 +252,10 @@ static int64_t room(struct session_ring *ring)
     return space > ring->scheduled.in_flight ? space - ring->scheduled.in_flight : 0;
 }
 
-bool executor_can_take(const struct executor *executor, const struct session_ring *ring)
+bool executor_can_take(const struct session_ring *ring)
 {
     return gemmd_sq_ready(&ring->sq) && !is_violated(ring) &&
-           ring->cq.index - ring->cq_head_seen + ring->scheduled.in_flight <= ring->cq.mask &&
-           scheduler_has_room(&executor->scheduler, &ring->scheduled);
+           ring->cq.index - ring->cq_head_seen + ring->scheduled.in_flight <= ring->cq.mask;
 }
 
 bool executor_take(struct executor *executor, struct session_ring *ring)
@@ -274,9 +273,7 @@ bool executor_take(struct executor *executor, struct session_ring *ring)
         return false;
     }
     ring->stalled = space == 0 && !session_ring_is_busy(ring);
-    while (taken < SESSION_BATCH && taken < space &&
-           scheduler_has_room(&executor->scheduler, &ring->scheduled) &&
-           gemmd_sq_take(&ring->sq, &sqe)) {
+    while (taken < SESSION_BATCH && taken < space && gemmd_sq_take(&ring->sq, &sqe)) {
         taken++;
         admit(executor, ring, &sqe, &now_ns);
         if (sqe.op == GEMMD_OP_CANCEL)

@@ -105,6 +105,6 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
 void slice_count(struct executor *executor);
 
 /* Is there a submission that executor_take would take? */
-bool executor_can_take(const struct executor *executor, const struct session_ring *ring);
+bool executor_can_take(const struct session_ring *ring);
 
 #endif

@@ -131,9 +131,21 @@ void scheduler_unlink_job(struct scheduler *scheduler, struct scheduler_job *job
     scheduler_unlink_idle_queue(scheduler, scheduler_queue_of(job));
 }
 
+/* Of a held job: out of its session's list, and that out of its user's. */
+static void let_go(struct scheduler_job *job)
+{
+    struct scheduler_session *session = job->flow->session;
+
+    list_unlink(&job->in_queue);
+    if (list_is_empty(&session->held))
+        list_unlink(&session->held_link);
+}
+
 void scheduler_finish(struct scheduler *scheduler, struct scheduler_job *job,
                       enum gemmd_status status)
 {
+    if (job->held)
+        let_go(job);
     scheduler_unlink_job(scheduler, job);
     job->status = status;
     list_append(&scheduler->done, &job->in_queue);
@@ -141,20 +153,18 @@ void scheduler_finish(struct scheduler *scheduler, struct scheduler_job *job,
 
 bool scheduler_has_room(const struct scheduler *scheduler, const struct scheduler_session *session)
 {
-    return (session->in_flight < session->quota || SCHEDULER_MUTANT == 5) &&
-           (session->in_flight < SCHEDULER_RESERVE ||
-            session->user->in_flight < scheduler->config.user_quota);
+    return (session->admitted < session->quota || SCHEDULER_MUTANT == 5) &&
+           (session->admitted < SCHEDULER_RESERVE ||
+            session->user->admitted < scheduler->config.user_quota);
 }
 
-void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
+static void admit(struct scheduler *scheduler, struct scheduler_job *job)
 {
     struct scheduler_flow *flow = job->flow;
     struct scheduler_queue *queue = scheduler_queue_of(job);
 
-    assert(job->rows && flow->layer);
-    job->rows_boarded = job->rows_done = 0;
-    flow->session->in_flight++;
-    flow->session->user->in_flight++;
+    flow->session->admitted++;
+    flow->session->user->admitted++;
     list_append(&queue->jobs, &job->in_queue);
     list_append(&flow->jobs, &job->in_flow);
     if (!list_is_linked(&flow->link))
@@ -169,17 +179,71 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
         promote(scheduler, queue);
 }
 
+void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
+{
+    struct scheduler_session *session = job->flow->session;
+
+    assert(job->rows && job->flow->layer);
+    job->rows_boarded = job->rows_done = 0;
+    session->in_flight++;
+    job->held = !list_is_empty(&session->held) || !scheduler_has_room(scheduler, session);
+    if (!job->held) {
+        admit(scheduler, job);
+        return;
+    }
+    list_append(&session->held, &job->in_queue);
+    if (!list_is_linked(&session->held_link))
+        list_append(&session->user->held, &session->held_link);
+}
+
+/* The session's oldest held job; then it is the turn of the user's others. */
+static void admit_held(struct scheduler *scheduler, struct scheduler_session *session)
+{
+    struct scheduler_job *job =
+        LIST_ENTRY(list_first(&session->held), struct scheduler_job, in_queue);
+
+    let_go(job);
+    job->held = false;
+    admit(scheduler, job);
+    if (list_is_empty(&session->held))
+        return;
+    list_unlink(&session->held_link);
+    list_append(&session->user->held, &session->held_link);
+}
+
+/* After an admitted job of the session: there is one place more of its own, and one of its user's.
+ */
+static void fill_places(struct scheduler *scheduler, struct scheduler_session *session)
+{
+    struct list *held = &session->user->held, *link = held->next;
+
+    /* The worker's sessions have a quota as large as their rings: the first one finds room. */
+    while (link != held &&
+           !scheduler_has_room(scheduler, LIST_ENTRY(link, struct scheduler_session, held_link)))
+        link = link->next;
+    if (link != held)
+        admit_held(scheduler, LIST_ENTRY(link, struct scheduler_session, held_link));
+    if (!list_is_empty(&session->held) && scheduler_has_room(scheduler, session))
+        admit_held(scheduler, session);
+}
+
 struct scheduler_job *scheduler_take_done(struct scheduler *scheduler)
 {
     struct list *link = list_first(&scheduler->done);
+    struct scheduler_session *session;
     struct scheduler_job *job;
 
     if (!link)
         return NULL;
     list_unlink(link);
     job = LIST_ENTRY(link, struct scheduler_job, in_queue);
-    job->flow->session->in_flight--;
-    job->flow->session->user->in_flight--;
+    session = job->flow->session;
+    session->in_flight--;
+    if (!job->held) {
+        session->admitted--;
+        session->user->admitted--;
+        fill_places(scheduler, session);
+    }
     return job;
 }
 
@@ -322,7 +386,8 @@ static struct scheduler_user *find_user(struct scheduler *scheduler, uint32_t ui
     }
     assert(unused); /* there are no more users than sessions */
     unused->uid = uid;
-    unused->in_flight = 0;
+    unused->admitted = 0;
+    list_init(&unused->held);
     return unused;
 }
 
@@ -334,6 +399,7 @@ void scheduler_add_session(struct scheduler *scheduler, struct scheduler_session
     assert(weight >= 1 && weight <= SCHEDULER_WEIGHT_MAX);
     *session = (struct scheduler_session){.user = find_user(scheduler, uid), .quota = quota};
     session->user->sessions++;
+    list_init(&session->held);
     session->accounts[0].quantum_ns = quantum_ns;
     session->accounts[1].quantum_ns = quantum_ns / SCHEDULER_BACKGROUND_SHARE;
     for (int i = 0; i < 2; i++) {

@@ -45,7 +45,7 @@ enum scheduler_class {
 /* Rows share a scan as long as one panel of it takes no more than this on one thread. */
 #define SCHEDULER_PANEL_NS UINT64_C(20000)
 #define SCHEDULER_ROWS_MAX 1024
-/* Jobs a session may always have in flight, whatever its user's others do. */
+/* Jobs a session may always have admitted, whatever its user's others do. */
 #define SCHEDULER_RESERVE 4
 /* Rounds of a layer after which a scan takes nobody on board while other layers wait. */
 #define SCHEDULER_BOARDING_ROUNDS 2
@@ -71,14 +71,16 @@ struct scheduler_queue {
 };
 
 struct scheduler_user {
-    uint32_t uid, sessions, in_flight;
+    uint32_t uid, sessions, admitted;
+    struct list held; /* sessions with jobs beyond the quotas, in turn */
 };
 
 struct scheduler_session {
     struct scheduler_account accounts[2]; /* latency and normal; background */
     struct scheduler_queue queues[SCHEDULER_CLASS_COUNT];
     struct scheduler_user *user;
-    uint32_t in_flight, quota, waiting; /* jobs */
+    struct list held, held_link;                  /* jobs beyond the quotas, oldest first */
+    uint32_t in_flight, admitted, quota, waiting; /* jobs: all; not held; at most; not on board */
     uint64_t charged_ns; /* compute so far */
 };
 
@@ -112,6 +114,7 @@ struct scheduler_job {
     /* the scheduler's */
     struct list in_queue, in_flow;
     uint32_t rows_boarded, rows_done;
+    bool held; /* for want of room in the quotas; in_queue: its session's held */
     enum gemmd_status status;
 };
 
@@ -143,7 +146,7 @@ struct scheduler_scan {
 struct scheduler_config {
     uint32_t sessions_max;
     uint32_t threads;    /* that run a scan */
-    uint32_t user_quota; /* jobs in flight of one user; see SCHEDULER_RESERVE */
+    uint32_t user_quota; /* jobs admitted of one user; see SCHEDULER_RESERVE */
     bool alone;          /* no coalescing: one job per scan (to measure what it brings) */
 };
 
@@ -164,7 +167,7 @@ struct scheduler {
 int scheduler_init(struct scheduler *scheduler, const struct scheduler_config *config);
 void scheduler_fini(struct scheduler *scheduler);
 
-/* weight 1 … SCHEDULER_WEIGHT_MAX; quota: jobs in flight. */
+/* weight 1 … SCHEDULER_WEIGHT_MAX; quota: jobs admitted. */
 void scheduler_add_session(struct scheduler *scheduler, struct scheduler_session *session,
                            uint32_t uid, uint32_t weight, uint32_t quota);
 /* Its jobs have been withdrawn. */
@@ -178,7 +181,8 @@ void scheduler_limit_rows(struct scheduler_layer *layer, uint32_t rows);
 void scheduler_init_flow(struct scheduler_flow *flow, struct scheduler_session *session,
                          struct scheduler_layer *layer);
 
-/* May the session have one more job in flight? */
+/* Would the session's next job be admitted, or held until others have ended?  Held ones are not
+ * left in the ring, where they would keep cancels from being seen. */
 bool scheduler_has_room(const struct scheduler *scheduler, const struct scheduler_session *session);
 void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job);
 

@@ -2,6 +2,7 @@
 #include "tests/harness.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -182,15 +183,36 @@ static bool has_argument(pid_t pid, const char *argument)
     return found;
 }
 
-/* Connects through autostart, computes, and sends the worker's pid. */
+/* To one CPU; how many there could have been. */
+static int pin_to_one(void)
+{
+    cpu_set_t cpus;
+    int count, cpu = 0;
+
+    memset(&cpus, 0xff, sizeof(cpus));
+    REQUIRE(sched_setaffinity(0, sizeof(cpus), &cpus) == 0);
+    REQUIRE(sched_getaffinity(0, sizeof(cpus), &cpus) == 0);
+    count = CPU_COUNT(&cpus);
+    while (!CPU_ISSET(cpu, &cpus))
+        cpu++;
+    CPU_ZERO(&cpus);
+    CPU_SET(cpu, &cpus);
+    REQUIRE(sched_setaffinity(0, sizeof(cpus), &cpus) == 0);
+    return count;
+}
+
+/* Connects through autostart, pinned to one CPU, computes, and sends the
+ * worker's pid. */
 static int start_and_use(void *argument)
 {
-    int fd = *(const int *)argument;
+    int fd = *(const int *)argument, cpus = pin_to_one();
     struct gemmd_layer *handle;
     struct gemmd_info info;
     struct layer_case layer;
     struct gemmd *session;
 
+    REQUIRE(chdir(directory) == 0);
+    setenv("GEMMD_WORKER", "./worker", 1); /* found from here, executed elsewhere */
     if (gemmd_connect(NULL, &session) < 0) {
         fprintf(stderr, "gemmd_connect: %s\n", gemmd_error_text(NULL));
         return 1;
@@ -200,6 +222,7 @@ static int start_and_use(void *argument)
     REQUIRE(layer_case_check(session, handle, &layer, 5, 6) == 0);
     REQUIRE(gemmd_get_info(session, &info) == 0);
     REQUIRE(strncmp(info.socket, directory, strlen(directory)) == 0);
+    REQUIRE(info.cpu_count > 1 || cpus == 1);
     REQUIRE(write(fd, &info.pid, sizeof(info.pid)) == sizeof(info.pid));
     layer_case_fini(&layer);
     gemmd_close(&session);
@@ -227,12 +250,15 @@ static void test_autostart(void **state)
     enum { CLIENTS = 6 };
     uint32_t pids[CLIENTS];
     pid_t clients[CLIENTS];
+    char link[32], place[8], program[64];
     int channel[2];
 
     (void)state;
     if (access("/run/gemmd/node0.sock", F_OK) == 0)
         harness_skip("a system worker runs here");
     use_private_runtime();
+    snprintf(program, sizeof(program), "%s/worker", directory);
+    REQUIRE(symlink(getenv("GEMMD_TEST_WORKER"), program) == 0);
     REQUIRE(pipe(channel) == 0);
     for (int i = 0; i < CLIENTS; i++)
         clients[i] = harness_fork(start_and_use, &channel[1]);
@@ -246,8 +272,11 @@ static void test_autostart(void **state)
     close(channel[1]);
     assert_int_equal(kill((pid_t)pids[0], 0), 0); /* it outlives who started it */
     assert_true(has_argument((pid_t)pids[0], "--idle-exit"));
+    snprintf(link, sizeof(link), "/proc/%d/cwd", (int)pids[0]);
+    assert_int_equal(readlink(link, place, sizeof(place)), 1); /* "/" */
     kill((pid_t)pids[0], SIGTERM);
     assert_true(is_gone((pid_t)pids[0], 10000));
+    unlink(program);
 }
 
 static void test_autostart_fails(void **state)

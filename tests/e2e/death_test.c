@@ -229,7 +229,7 @@ static void check_worker_killed(int64_t spin_ns, bool flush_first)
     unsigned lost;
 
     harness_start(&victim, NULL, NULL);
-    session = session_with(victim.socket, 64, 32 << 20, spin_ns);
+    session = session_with(victim.socket, 128, 32 << 20, spin_ns);
     assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), 0);
     fill_ring(session, handle, 20000);
     if (flush_first)
@@ -274,7 +274,7 @@ struct sleeper {
 static int wait_for_dead_worker(void *argument)
 {
     const struct sleeper *sleeper = argument;
-    struct gemmd *session = session_with(sleeper->socket, 64, 32 << 20, 0);
+    struct gemmd *session = session_with(sleeper->socket, 128, 32 << 20, 0);
     struct gemmd_completion done[64];
     struct gemmd_layer *handle;
     int got;
@@ -329,7 +329,7 @@ static void test_drain(void **state)
 
     (void)state;
     harness_start(&leaving, NULL, NULL);
-    session = session_with(leaving.socket, 64, 8 << 20, -1);
+    session = session_with(leaving.socket, 128, 8 << 20, -1);
     assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), 0);
     a = gemmd_buffer_alloc(session, M * K);
     c = gemmd_buffer_alloc(session, 64 * M * N * 4);

@@ -16,6 +16,8 @@
 
 #define N 40
 #define K 64
+/* A full ring: its last place is left to a cancel. */
+#define JOBS 31
 #define M 4
 
 static struct harness_worker worker;
@@ -35,7 +37,7 @@ static void open_scene(struct scene *scene, uint64_t arena_bytes, int recover_ms
 
     gemmd_options_init(&options);
     options.socket = worker.socket;
-    options.ring_entries = 32;
+    options.ring_entries = JOBS + 1;
     options.arena_bytes = arena_bytes;
     options.recover_ms = recover_ms;
     options.keep_weights = keep_weights;
@@ -66,11 +68,11 @@ static uint64_t recoveries(struct scene *scene)
 /* Reaps `count` jobs with user_data 0, 1, …: each once, all with `status_name`. */
 static void reap(struct scene *scene, unsigned count, const char *status_name)
 {
-    struct gemmd_completion done[32];
+    struct gemmd_completion done[JOBS];
     uint64_t seen = 0;
 
     for (unsigned reaped = 0; reaped < count;) {
-        int got = gemmd_wait(scene->session, done, 32, 20000);
+        int got = gemmd_wait(scene->session, done, JOBS, 20000);
 
         assert_true(got > 0);
         for (int i = 0; i < got; i++) {
@@ -82,7 +84,7 @@ static void reap(struct scene *scene, unsigned count, const char *status_name)
         reaped += (unsigned)got;
     }
     assert_int_equal(gemmd_in_flight(scene->session), 0);
-    assert_int_equal(gemmd_poll(scene->session, done, 32), 0);
+    assert_int_equal(gemmd_poll(scene->session, done, JOBS), 0);
 }
 
 /* Fills the ring while the worker is stopped, so that none of it is done. */
@@ -90,7 +92,7 @@ static void submit_stopped(struct scene *scene)
 {
     kill(worker.pid, SIGSTOP);
     assert_int_equal(waitpid(worker.pid, NULL, WUNTRACED), worker.pid); /* every thread of it */
-    for (unsigned i = 0; i < 32; i++) {
+    for (unsigned i = 0; i < JOBS; i++) {
         scene->job.user_data = i;
         assert_int_equal(gemmd_submit(scene->session, &scene->job, 1), 1);
     }
@@ -121,7 +123,7 @@ static void test_all_of_it(void **state)
     for (uint64_t round = 1; round <= 5; round++) {
         submit_stopped(&scene);
         replace_worker();
-        reap(&scene, 32, "OK");
+        reap(&scene, JOBS, "OK");
         assert_memory_equal(scene.job.c, scene.wanted, sizeof(scene.wanted));
         assert_int_equal(recoveries(&scene), round);
         for (unsigned i = 0; i < 100; i++)
@@ -212,7 +214,7 @@ static void test_nobody_comes(void **state)
     submit_stopped(&scene);
     harness_kill(&worker);
     before_ns = machine_now_ns();
-    reap(&scene, 32, "WORKER_LOST");
+    reap(&scene, JOBS, "WORKER_LOST");
     assert_in_range((machine_now_ns() - before_ns) / 1000000, 290, 2000);
     assert_int_equal(gemmd_submit(scene.session, &scene.job, 1), -ECONNRESET);
     harness_restart(&worker, NULL); /* late, but not too late for the next call */
@@ -229,7 +231,7 @@ static void test_weights_not_kept(void **state)
     open_scene(&scene, 1 << 20, 20000, 0);
     submit_stopped(&scene);
     replace_worker();
-    reap(&scene, 32, "WORKER_LOST");
+    reap(&scene, JOBS, "WORKER_LOST");
     assert_int_equal(gemmd_submit(scene.session, &scene.job, 1), -EINVAL);
     assert_non_null(strstr(gemmd_error_text(scene.session), "create it again"));
     assert_int_equal(gemmd_layer_close(scene.session, &scene.layer), -ENOENT);
@@ -253,7 +255,7 @@ static void test_closed_layer(void **state)
 
     (void)state;
     open_scene(&scene, 1 << 20, 20000, 1);
-    for (unsigned i = 0; i < 32; i++) {
+    for (unsigned i = 0; i < JOBS; i++) {
         scene.job.user_data = i;
         scene.job.m = 0;
         assert_int_equal(gemmd_submit(scene.session, &scene.job, 1), 1);
@@ -262,9 +264,9 @@ static void test_closed_layer(void **state)
     harness_kill(&worker);
     harness_restart(&worker, NULL);
     /* Those that were not done before have no layer now; none may be lost or done twice. */
-    for (unsigned reaped = 0; reaped < 32;) {
-        struct gemmd_completion done[32];
-        int got = gemmd_wait(scene.session, done, 32, 20000);
+    for (unsigned reaped = 0; reaped < JOBS;) {
+        struct gemmd_completion done[JOBS];
+        int got = gemmd_wait(scene.session, done, JOBS, 20000);
 
         assert_true(got > 0);
         for (int i = 0; i < got; i++)
@@ -282,7 +284,7 @@ static void test_drain(void **state)
 
     (void)state;
     open_scene(&scene, 1 << 20, 20000, 1);
-    for (unsigned i = 0; i < 32; i++) {
+    for (unsigned i = 0; i < JOBS; i++) {
         scene.job.user_data = i;
         assert_int_equal(gemmd_submit(scene.session, &scene.job, 1), 1);
     }
@@ -290,7 +292,7 @@ static void test_drain(void **state)
     assert_int_equal(harness_join(worker.pid, 15000), 0);
     worker.pid = 0;
     harness_restart(&worker, NULL);
-    reap(&scene, 32, "OK");
+    reap(&scene, JOBS, "OK");
     check_works(&scene);
     gemmd_close(&scene.session);
 }
@@ -333,7 +335,7 @@ static void test_other_pages(void **state)
 /* What the application watches stays, and says when there is something to take. */
 static void test_descriptor(void **state)
 {
-    struct gemmd_completion done[32];
+    struct gemmd_completion done[JOBS];
     struct pollfd watched = {.events = POLLIN};
     struct scene scene;
 
@@ -347,7 +349,7 @@ static void test_descriptor(void **state)
 
             submit_stopped(&scene);
             replace_worker();
-            while (reaped < 32) {
+            while (reaped < JOBS) {
                 int got;
 
                 assert_int_equal(poll(&watched, 1, 10000), 1);
@@ -392,7 +394,7 @@ static void test_fork(void **state)
     assert_int_equal(harness_join(child, 5000), 0);
     harness_restart(&worker, NULL);
     child = harness_fork(use_in_child, &scene);
-    reap(&scene, 32, "OK");
+    reap(&scene, JOBS, "OK");
     assert_int_equal(harness_join(child, 5000), 0);
     check_works(&scene);
     assert_int_equal(recoveries(&scene), 1);

@@ -116,23 +116,31 @@ static void take_done(struct world *world)
 
 static void check_quotas(struct world *world)
 {
-    uint32_t in_flight[WORLD_USERS] = {0}, sessions[WORLD_USERS] = {0};
+    uint32_t admitted[WORLD_USERS] = {0}, sessions[WORLD_USERS] = {0};
 
     for (uint32_t i = 0; i < world->sessions; i++) {
-        const struct world_session *session = &world->session[i];
-        uint32_t count = 0;
+        struct world_session *session = &world->session[i];
+        uint32_t count = 0, held = 0;
 
         if (!session->open)
             continue;
-        for (uint32_t j = 0; j < WORLD_ENTRIES; j++)
-            count += session->jobs[j].accepted;
-        WORLD_REQUIRE(world, count <= session->quota);
+        for (uint32_t j = 0; j < WORLD_ENTRIES; j++) {
+            struct world_job *job = &session->jobs[j];
+
+            count += job->accepted;
+            if (!job->accepted || !job->job.held)
+                continue;
+            held++;
+            job->accepted_ns = world->now_ns; /* the bound holds from its admission on */
+        }
+        WORLD_REQUIRE(world, count - held <= session->quota);
         WORLD_REQUIRE(world, count == session->scheduled.in_flight);
-        in_flight[session->user] += count;
+        WORLD_REQUIRE(world, !held || !scheduler_has_room(&world->scheduler, &session->scheduled));
+        admitted[session->user] += count - held;
         sessions[session->user]++;
     }
     for (uint32_t user = 0; user < WORLD_USERS; user++)
-        WORLD_REQUIRE(world, in_flight[user] <= world->scheduler.config.user_quota +
+        WORLD_REQUIRE(world, admitted[user] <= world->scheduler.config.user_quota +
                                                     SCHEDULER_RESERVE * sessions[user]);
 }
 
@@ -178,19 +186,16 @@ static void take_submissions(struct world *world, struct world_session *session)
 {
     while (session->ring_head != session->ring_tail &&
            session->unreaped + session->scheduled.in_flight < WORLD_ENTRIES) {
-        const struct world_sqe *sqe = &session->ring[session->ring_head % WORLD_ENTRIES];
+        const struct world_sqe *sqe = &session->ring[session->ring_head++ % WORLD_ENTRIES];
 
         if (sqe->is_cancel) {
             cancel(world, session, sqe->tag);
         } else if (!session->flows[sqe->layer].layer) {
             session->completed++; /* LAYER_STALE at admission */
             session->unreaped++;
-        } else if (!scheduler_has_room(&world->scheduler, &session->scheduled)) {
-            break;
         } else {
             accept(world, session, sqe);
         }
-        session->ring_head++;
     }
 }
 
@@ -324,7 +329,7 @@ void world_drain(struct world *world)
     bool busy = true;
 
     while (busy) {
-        busy = run_slice(world);
+        busy = run_slice(world) || world->scheduler.linked; /* what ends may admit another */
         for (uint32_t i = 0; i < world->sessions; i++) {
             struct world_session *session = &world->session[i];
 
@@ -334,6 +339,7 @@ void world_drain(struct world *world)
             busy |= session->ring_head != session->ring_tail;
             take_submissions(world, session);
         }
+        check_quotas(world);
     }
     for (uint32_t i = 0; i < world->sessions; i++) {
         struct world_session *session = &world->session[i];

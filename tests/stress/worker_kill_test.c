@@ -67,7 +67,7 @@ static bool open_session(struct run *run, bool recover)
     gemmd_options_init(&options);
     options.socket = worker.socket;
     options.arena_bytes = 1 << 20;
-    options.ring_entries = DEPTH;
+    options.ring_entries = 2 * DEPTH;
     options.recover_ms = recover ? 20000 : 0;
     options.keep_weights = recover;
     while (gemmd_connect(&options, &run->session) < 0 ||

@@ -193,7 +193,7 @@ static void test_room(void **state)
     assert_true(executor_take(&scene.executor, ring));
     assert_false(executor_step(&scene.executor));
     submit(0, 0, 99); /* its completion has no room */
-    assert_false(executor_can_take(&scene.executor, ring));
+    assert_false(executor_can_take(ring));
     assert_false(executor_take(&scene.executor, ring));
     assert_true(ring->stalled);
     for (uint64_t i = 0; i < SCENE_ENTRIES; i++)

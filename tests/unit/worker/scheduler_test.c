@@ -228,6 +228,39 @@ static void test_quotas(void **state)
     scheduler_fini(&scene.scheduler);
 }
 
+/* What is beyond the quota of the user waits outside the queues, its sessions in turn; it can be
+ * cancelled there, and a place that becomes free is filled at once. */
+static void test_held(void **state)
+{
+    struct scheduler_job *first, *a, *b, *c, *other;
+
+    (void)state;
+    open_scene(1);
+    first = submit(0, 0, 1, SCHEDULER_NORMAL);
+    for (int i = 1; i < SCHEDULER_RESERVE; i++)
+        submit(0, 0, 1, SCHEDULER_NORMAL);
+    for (int i = 0; i < SCHEDULER_RESERVE; i++)
+        submit(1, 0, 1, SCHEDULER_NORMAL);
+    a = submit(0, 0, 1, SCHEDULER_NORMAL);
+    b = submit(0, 0, 1, SCHEDULER_NORMAL);
+    c = submit(0, 0, 1, SCHEDULER_NORMAL);
+    other = submit(1, 0, 1, SCHEDULER_NORMAL);
+    assert_true(a->held && b->held && c->held && other->held);
+    assert_int_equal(scene.sessions[0].in_flight, SCHEDULER_RESERVE + 3);
+    scheduler_withdraw(&scene.scheduler, b, GEMMD_STATUS_CANCELLED);
+    expect_done(b, GEMMD_STATUS_CANCELLED); /* frees no place */
+    assert_true(a->held && c->held && other->held);
+    scheduler_withdraw(&scene.scheduler, first, GEMMD_STATUS_CANCELLED);
+    expect_done(first, GEMMD_STATUS_CANCELLED); /* of session 0's reserve */
+    assert_true(!a->held && c->held && other->held);
+    assert_int_equal(scene.sessions[0].admitted, SCHEDULER_RESERVE);
+    scheduler_withdraw(&scene.scheduler, a, GEMMD_STATUS_CANCELLED);
+    expect_done(a, GEMMD_STATUS_CANCELLED);
+    assert_true(!c->held && other->held);
+    assert_true(list_is_empty(&scene.sessions[0].held));
+    scheduler_fini(&scene.scheduler);
+}
+
 /* One session floods; another's every second job is due. */
 static void test_flood(void **state)
 {
@@ -282,6 +315,7 @@ int main(void)
         cmocka_unit_test(test_deadline),
         cmocka_unit_test(test_withdraw),
         cmocka_unit_test(test_quotas),
+        cmocka_unit_test(test_held),
         cmocka_unit_test(test_flood),
         cmocka_unit_test(test_learning),
     };

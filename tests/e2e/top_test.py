@@ -1,0 +1,150 @@
+#!/usr/bin/python3
+"""gemmd-top on a terminal of 80 x 24: its keys sort, switch lists and end it, and give the cursor
+back; `--once --json` gives the same as numbers.
+
+usage: top_test.py GEMMD-TOP GEMMD-STRESS GEMMD
+"""
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+
+TOP, STRESS, GEMMD = sys.argv[1:4]
+HANG_S = 60
+HEAD = {"sessions": "    ID      PID", "layers": "LAYER "}
+# Of the load's processes: many jobs, many rows, much compute.
+SHAPES = ("1,64,64", "200,64,64", "8,1024,1024")
+# Key, and the column of the sessions' list that then descends (the id ascends).
+SORTS = {"j": 2, "r": 3, "e": 4, "i": 0}
+
+
+class Screen:
+    """The program on a terminal, and the last whole picture it has drawn."""
+
+    def __init__(self, socket):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execv(TOP, [TOP, "--socket", socket, "--interval", "0.2"])
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.text = ""
+        self.lines = []
+
+    def read(self):
+        """More of the output; False at its end."""
+        ready, _, _ = select.select([self.fd], [], [], HANG_S)
+        assert ready, "gemmd-top draws nothing"
+        try:
+            got = os.read(self.fd, 65536)
+        except OSError: # EIO: the other side is closed
+            got = b""
+        self.text += got.decode("ascii")
+        return bool(got)
+
+    def picture(self):
+        """The next picture that began after this call."""
+        start = len(self.text)
+        while True:
+            pictures = self.text[start:].split("\033[H")[1:]
+            if pictures and "q quit" in pictures[0]:
+                break
+            assert self.read(), self.text[-2000:]
+        self.lines = pictures[0].replace("\033[K", "").replace("\r", "").split("\n")
+        assert len(self.lines) <= 24 and all(len(line) <= 80 for line in self.lines), self.lines
+        return self.lines
+
+    def press(self, key):
+        os.write(self.fd, key.encode("ascii"))
+
+    def rows(self, head):
+        """Of the list below that head; None: it is not there."""
+        starts = [i for i, line in enumerate(self.lines) if line.startswith(head)]
+        if not starts:
+            return None
+        return [line.split() for line in self.lines[starts[0] + 1:-1] if line.strip()]
+
+
+def wait_for(screen, condition, what):
+    deadline = time.monotonic() + HANG_S
+    while time.monotonic() < deadline:
+        screen.picture()
+        if condition():
+            return
+    raise AssertionError(what + "\n" + "\n".join(screen.lines))
+
+
+def check_order(screen, key):
+    """Of three pictures in a row: one could be in that order by chance."""
+    screen.press(key)
+    screen.picture() # may have been under way
+    for _ in range(3):
+        rows = screen.rows(HEAD["sessions"]) if screen.picture() else []
+        values = [float(row[SORTS[key]]) for row in rows]
+        assert len(values) >= len(SHAPES) and values == sorted(values, reverse=key != "i"), \
+            f"key {key}\n" + "\n".join(screen.lines)
+
+
+def check_keys(socket):
+    screen = Screen(socket)
+    wait_for(screen, lambda: len(screen.rows(HEAD["sessions"]) or []) >= len(SHAPES),
+             "the sessions are not shown")
+    assert not termios.tcgetattr(screen.fd)[3] & (termios.ICANON | termios.ECHO)
+    for key in SORTS:
+        check_order(screen, key)
+    screen.press("w") # its column has a unit, and is equal for most
+    screen.press("l")
+    wait_for(screen, lambda: screen.rows(HEAD["layers"]), "key l shows no layers")
+    screen.press("s")
+    wait_for(screen, lambda: screen.rows(HEAD["sessions"]), "key s shows no sessions")
+    screen.press("q")
+    while screen.read():
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(screen.pid, 0)[1]) == 0
+    assert screen.text.endswith("\033[?25h\r\n"), "the cursor is not back"
+
+
+def check_once(socket):
+    command = [TOP, "--socket", socket, "--once", "--interval", "0.3"]
+    result = subprocess.run([*command, "--json", "--sort", "rows"], capture_output=True, text=True,
+                            timeout=HANG_S, check=True)
+    got = json.loads(result.stdout)
+    rates = [session["rows_per_s"] for session in got["sessions"]]
+    assert len(rates) >= len(SHAPES) and rates == sorted(rates, reverse=True) and rates[0] > 0, got
+    assert got["seconds"] >= 0.3 and got["rows_per_panel"] >= 1 and got["slices"] > 0, got
+    assert sum(core["busy_ns"] for core in got["cores"]) > 0, got
+    assert all(core["spin_ns"] >= 0 and core["sleep_ns"] >= 0 for core in got["cores"]), got
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=True)
+    assert "\033" not in result.stdout and re.search(r"^ +ID +PID", result.stdout, re.M), result
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="gemmd-top-") as directory:
+        socket = directory + "/worker.sock"
+        ready, ready_end = os.pipe()
+        worker = subprocess.Popen([GEMMD, "--socket", socket, "--ready-fd", str(ready_end)],
+                                  pass_fds=[ready_end])
+        os.close(ready_end)
+        assert os.read(ready, 6) == b"READY\n"
+        load = [subprocess.Popen([STRESS, "--socket", socket, "--sessions", "1", "--seconds", "300",
+                                  "--verify", "none", "--shape", shape],
+                                 stdout=subprocess.DEVNULL) for shape in SHAPES]
+        try:
+            check_keys(socket)
+            check_once(socket)
+            assert all(process.poll() is None for process in (*load, worker))
+        finally:
+            for process in (*load, worker):
+                process.send_signal(signal.SIGTERM)
+                process.wait(HANG_S)
+
+
+if __name__ == "__main__":
+    main()

@@ -73,16 +73,17 @@ void verify_board(struct verify *verify, struct scan_rows *rows, const struct sc
 
 /* ---- checking -------------------------------------------------------------------------------- */
 
-/* Accumulators of one row and one panel. */
+/* Accumulators of one row and the n columns of one panel. */
 static void compute(const struct gemm_weights *s8, const uint8_t *a, uint8_t a_flip, size_t panel,
-                    int32_t *acc)
+                    size_t n, int32_t *acc)
 {
     const struct gemm_kernel *kernel = s8->kernel;
     size_t panel_bytes = kernel->nr * ((s8->k + kernel->kr - 1) / kernel->kr) * kernel->kr;
+    size_t n_padded = (n + kernel->n_step - 1) / kernel->n_step * kernel->n_step;
 
     if (kernel->begin)
         kernel->begin(1);
-    kernel->ukernel(1, s8->k, &a, a_flip, s8->panels + panel * panel_bytes, acc);
+    kernel->ukernel(1, n_padded, s8->k, &a, a_flip, s8->panels + panel * panel_bytes, acc);
     if (kernel->end)
         kernel->end(1);
 }
@@ -112,7 +113,7 @@ static void compute_again(struct verify *verify, const struct scan_rows *rows, u
     for (size_t column = begin; view->s8.panels && column < end; column += view->nr) {
         size_t n = end - column < view->nr ? end - column : view->nr;
 
-        compute(&view->s8, rows->a[row], a_flip, column / view->nr, acc);
+        compute(&view->s8, rows->a[row], a_flip, column / view->nr, n, acc);
         for (size_t j = 0; j < n; j++)
             verify->sum += freivalds_factor(column + j) * (uint64_t)(int64_t)acc[j];
         verify->epilogue(1, n, view->nr, acc, epilogue, 0, column, &again);

@@ -14,7 +14,7 @@ enum path_side {
     PATH_OWN,      /* the kernel called on the worker's CPU, by whoever has A and wants C */
     PATH_HANDOVER, /* the same by a thread there that is told so through one cache line, and answers
                       through another: what any worker on another core costs */
-    PATH_WORKER,   /* gemmd_submit, gemmd_flush, gemmd_poll */
+    PATH_WORKER,   /* gemmd_run, both sides spinning */
     PATH_SIDES,
 };
 

@@ -18,6 +18,9 @@
 #include "tools/stress_machine.h"
 
 enum { SAMPLES_MAX = 20000, SAMPLES_MIN = 15, LINE = 64 };
+/* Longer than any job. */
+#define SPIN_NS    INT64_C(1000000000)
+#define JOB_MS_MAX 20000
 /* The worker's spin is over after this. */
 #define ASLEEP_NS UINT64_C(5000000)
 
@@ -74,15 +77,7 @@ static void call_handover(struct run *run)
 
 static void call_worker(struct run *run)
 {
-    struct gemmd_completion done;
-    int got;
-
-    if (gemmd_submit(run->bench->session, &run->job, 1) == 1)
-        gemmd_flush(run->bench->session);
-    do
-        got = gemmd_poll(run->bench->session, &done, 1);
-    while (got == 0 && gemmd_in_flight(run->bench->session));
-    run->failed |= got != 1 || done.status != 0;
+    run->failed |= gemmd_run(run->bench->session, &run->job, JOB_MS_MAX) != 0;
 }
 
 /* ---- one sample ------------------------------------------------------------------------------ */
@@ -279,6 +274,7 @@ int path_open(struct path_bench *bench)
     gemmd_options_init(&options);
     options.socket = bench->socket;
     options.autostart = 0;
+    options.spin_ns = SPIN_NS; /* both spin */
     if (gemmd_connect(&options, &bench->session) < 0 ||
         gemmd_get_info(bench->session, &bench->info) < 0) {
         fprintf(stderr, "gemmd-bench: %s\n", gemmd_error_text(bench->session));

@@ -14,6 +14,8 @@
 
 #define STRESS_SHAPES_MAX      16
 #define STRESS_SESSIONS_MAX    1024
+/* Of each call to the worker: a thousand sessions connect at once, perhaps on a busy machine. */
+#define STRESS_TIMEOUT_MS      60000
 #define STRESS_DEPTH_MAX       4095
 #define STRESS_CPUS_MAX        1024
 #define STRESS_REPETITIONS_MAX 1000

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tools/stress.h"
 #include "tools/stress_machine.h"
 #include "tools/stress_transport.h"
 
@@ -41,6 +42,7 @@ static int connect_small(const char *socket, struct gemmd **out)
     struct gemmd_options options;
 
     gemmd_options_init(&options);
+    options.timeout_ms = STRESS_TIMEOUT_MS;
     options.socket = socket;
     options.autostart = 0;
     options.ring_entries = GROUP;

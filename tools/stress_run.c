@@ -329,6 +329,7 @@ static int connect_control(struct run *run)
     int error;
 
     gemmd_options_init(&options);
+    options.timeout_ms = STRESS_TIMEOUT_MS;
     options.socket = run->options->socket;
     options.control_only = 1;
     error = gemmd_connect(&options, &run->session);

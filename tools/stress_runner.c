@@ -52,6 +52,7 @@ static int connect_session(struct stress_runner *runner)
     uint64_t slot_bytes = c_bytes_max(options) + 2 * STRESS_FENCE_BYTES + 128;
 
     gemmd_options_init(&connect);
+    connect.timeout_ms = STRESS_TIMEOUT_MS;
     connect.socket = runner->shared->socket;
     connect.autostart = 0;
     connect.ring_entries = 8;

@@ -273,6 +273,7 @@ static int open_session(struct transport *transport)
     int error;
 
     gemmd_options_init(&options);
+    options.timeout_ms = STRESS_TIMEOUT_MS;
     options.socket = transport->options->socket;
     error = gemmd_connect(&options, &transport->session);
     if (error < 0)

@@ -1,13 +1,13 @@
 /*
  * Life of sessions: one worker (control thread and dispatcher) and clients; with more clients than
  * slots, one gets the slot of another once that is free.  A client may be killed at any step, may
- * break the protocol, may leave with jobs in flight.  The worker may be killed at any step, or told
+ * break the protocol, cancel what it has submitted, leave with jobs in flight.  The worker may be killed at any step, or told
  * to end.
  *
  * Memory is sequentially consistent here and every submission rings: wake.pml has the rest.
  *
- * Proven by exhaustive search for one client and two jobs, with --full also for two clients that
- * follow each other in one slot; searched in part for two at once:
+ * Proven by exhaustive search for one client and two submissions, with --full also for three, and
+ * for two clients that follow each other in one slot; searched in part for two at once:
  *   P2        each job of a client that lives ends exactly once: completed, or lost with the worker
  *   memory    the dispatcher touches a session's segments only while they are mapped, and a layer
  *             only while it is referenced
@@ -45,6 +45,7 @@ mtype state[CLIENTS] = ABSENT;
 byte submitted[CLIENTS], completed[CLIENTS];
 bool kick[CLIENTS], ended[CLIENTS];
 bool scribbled[CLIENTS]; /* cq_head is impossible */
+byte cancel_at[CLIENTS];  /* the submission, counted from 1, that is a CANCEL; 0: none is */
 
 /* What the worker holds. */
 bool mapped[CLIENTS], attached[CLIENTS], open[CLIENTS];
@@ -77,6 +78,11 @@ proctype client(byte s)
         CALL(OPEN);
         do
         :: submitted[s] < JOBS -> submitted[s]++; kick[s] = true
+        :: atomic { submitted[s] > 0 && submitted[s] < JOBS && cancel_at[s] == 0 ->
+               submitted[s]++; /* of all before */
+               cancel_at[s] = submitted[s]
+           }
+           kick[s] = true
         :: submitted[s] == 1 -> scribbled[s] = true
         :: submitted[s] > 0 -> break
         :: GONE || ended[s] -> break
@@ -204,18 +210,26 @@ end:    do
 #define HERE(s) (session_at[SLOT(s)] == s)
 #define WORK(s) (HERE(s) && !violation[s] && (slices[s] > 0 || submitted[s] > taken[s]))
 
-/* One slice of a job, or the admission of the next. */
+#define CANCELS(s) (submitted[s] > taken[s] && cancel_at[s] == taken[s] + 1)
+
+/* One slice of a job, the admission of the next, or a cancel, which overtakes the job in hand. */
 inline serve(s)
 {
     atomic {
         assert(mapped[s]);
         if
+        :: CANCELS(s) && !scribbled[s] ->
+           taken[s]++;
+           completed[s] = completed[s] + (slices[s] > 0) + 1;
+#ifndef NO_WITHDRAW
+           slices[s] = 0
+#endif
         :: slices[s] > 0 ->
            assert(references > 0);
            slices[s]--;
            completed[s] = completed[s] + (slices[s] == 0)
         :: slices[s] == 0 && scribbled[s] -> violation[s] = true
-        :: slices[s] == 0 && !scribbled[s] ->
+        :: slices[s] == 0 && !scribbled[s] && !CANCELS(s) ->
            taken[s]++;
            if
            :: layer[s] -> slices[s] = SLICES

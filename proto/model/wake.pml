@@ -9,8 +9,13 @@
  * so that whatever they would save is a deadlock here.  An atomic block has at most one access to
  * memory or to the kernel; what it puts into its own buffer nobody sees yet.
  *
- * Proven by exhaustive search for one client with three jobs and for two with two and one, with
- * --full also for two with two each; searched in part for two with three each:
+ * With KILL one client may die at any step, and what it had stored still reaches memory; the worker
+ * waits for nobody and so has no other step to be hindered in.  A CANCEL is a submission like others
+ * here (session.pml has what it does).
+ *
+ * Proven by exhaustive search for one client with three jobs, for two with two and one, and with
+ * KILL for two with one each; with --full also for two with two each, and with KILL for two with two
+ * and one; searched in part for two with three each:
  *   no lost wake-up   whoever sleeps on a job in flight is woken: the only sleep that may last is
  *                     the worker's when all is done
  *   P2                each job is taken once, in order, and completes once, in order
@@ -51,6 +56,7 @@ chan buffer[CLIENTS + 1] = [DEPTH] of { byte, byte };
 
 /* The kernel's side: readable eventfds, clients inside FUTEX_WAIT. */
 bool kicked[CLIENTS], asleep[CLIENTS];
+bool killed[CLIENTS];
 
 /* Ghosts: epochs that were rung and woken, one bit each. */
 short rung[CLIENTS], woken[CLIENTS];
@@ -108,6 +114,7 @@ proctype client(byte me; byte jobs)
     byte submitted, reaped, last_rung, epoch, arm_epoch, futex;
     bool dirty; /* jobs in the ring that no flush has announced */
 
+    {
     do
     :: atomic { submitted < jobs && submitted - reaped < ENTRIES -> /* gemmd_submit */
            STORE(me, me, SQ + submitted % ENTRIES, submitted + 1);
@@ -164,6 +171,18 @@ proctype client(byte me; byte jobs)
 again:
     od;
     assert(!COMPLETED) /* nothing comes after the last */
+    } unless {
+        killed[me] /* what it stored still reaches memory; it is never heard of again */
+    }
+}
+
+/* At any step, or never. */
+proctype killer(byte victim)
+{
+    if
+    :: killed[victim] = true
+    :: true
+    fi
 }
 
 #define SUBMITTED(c) (WORD(c, SQ + taken[c] % ENTRIES) == taken[c] + 1) /* gemmd_sq_ready */
@@ -265,6 +284,9 @@ init
         WORD(1, NEED_KICK) = 1;
         run client(1, JOBS_1);
         run store_buffer(1);
+#endif
+#ifdef KILL
+        run killer(CLIENTS - 1);
 #endif
         run worker();
         run store_buffer(WORKER)

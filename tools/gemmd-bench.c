@@ -2,6 +2,7 @@
  * gemmd-bench: speed of the kernels beside a peer and beside what the machine gives.
  */
 #include "tools/bench.h"
+#include "tools/bench_operands.h"
 #include "tools/bench_sharing.h"
 
 #include <errno.h>
@@ -15,6 +16,7 @@ enum { ROUNDS = 7, ROUNDS_QUICK = 3, M_MAX = 1 << 20, N_MAX = 1 << 20, K_MAX = 6
 static const char usage_text[] =
     "usage: gemmd-bench kernels [option ...]\n"
     "       gemmd-bench sharing [option ...]   (gemmd-bench sharing --help)\n"
+    "       gemmd-bench operands   (each kind of operand beside u8, in process and by a worker)\n"
     "Measures the GEMM kernels beside oneDNN, beside the peak of the machine's multiplication and\n"
     "beside its read bandwidths, all in one run.\n"
     "\n"
@@ -280,6 +282,8 @@ int main(int argc, char **argv)
 
     if (argc > 1 && !strcmp(argv[1], "sharing"))
         return bench_sharing(argc - 1, argv + 1);
+    if (argc == 2 && !strcmp(argv[1], "operands"))
+        return bench_operands();
     status = parse(&options, argc, argv);
     if (status < 0)
         status = EX_OK;

@@ -66,6 +66,14 @@ enum gemmd_quantize_mode {
     GEMMD_QUANTIZE_SYMMETRIC = 1,
 };
 
+/* How the library makes s8 and s4 weights of f32 and bf16 ones: symmetrically, by scales from the
+ * largest magnitude, so that nothing is clipped, or by those of the least sum of squared errors,
+ * which take about 1 us a weight to be found. */
+enum gemmd_quantize_method {
+    GEMMD_QUANTIZE_MIN_MAX = 0,
+    GEMMD_QUANTIZE_L2 = 1,
+};
+
 /* "0.1.0".  Static storage. */
 GEMMD_API const char *gemmd_version(void);
 
@@ -177,6 +185,13 @@ struct gemmd_layer_desc {
     const void *weights;       /* S8: int8_t [n][k]; S4: bytes [n][(k + 1) / 2], two's complement,
                                   the lower k in the low half; read, as all arrays here, during
                                   gemmd_layer_create only */
+    enum gemmd_type weights_type; /* NONE (default): weights are as above; F32, BF16: they are
+                                  [n][k] of this type, finite, and are quantised to b_type here:
+                                  S8 with a scale for all or for each channel (scale_count), S4
+                                  with scale_count n; multipliers, b_zero_points and b_scales are
+                                  NULL then */
+    enum gemmd_quantize_method quantize_method; /* with weights_type; default, and without:
+                                  MIN_MAX */
     uint32_t group;            /* S4: 32, 64 or 128 weights along k have one multiplier; S8: 0
                                   (default) */
     const uint16_t *multipliers; /* S4: [n][(k + group - 1) / group]; S8: NULL (default) */

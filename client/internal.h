@@ -209,6 +209,13 @@ bool gemmd_take_verdict(struct gemmd *session, uint32_t *index, enum gemmd_statu
 /* layer.c: opens the layer in the worker at hand.  0, or why it is not there. */
 int gemmd_layer_reopen(struct gemmd *session, struct gemmd_layer *layer);
 
+/* ---- quantize.c ------------------------------------------------------------------------------ */
+
+/* Weights of desc->weights_type, if that is not NONE, become b_type's, with scales: the arrays of
+ * *desc then lie in *memory, which is the caller's to free.  The rest of *desc is valid.  0,
+ * -EINVAL or -ENOMEM. */
+int gemmd_quantize(struct gemmd *session, struct gemmd_layer_desc *desc, void **memory);
+
 /* ---- autostart.c ----------------------------------------------------------------------------- */
 
 /* Opens the session at the first worker that answers, or at one it starts. */

@@ -87,8 +87,11 @@ static int convert_desc(struct gemmd *session, const struct gemmd_layer_desc *de
         .residual_scale = desc->residual_scale,
     };
     status = gemmd_validate_layer_desc(out, layout);
-    if (status != GEMMD_STATUS_OK)
-        return fail_status(session, status);
+    return status == GEMMD_STATUS_OK ? 0 : fail_status(session, status);
+}
+
+static int check_arrays(struct gemmd *session, const struct gemmd_layer_desc *desc)
+{
     if (!desc->weights)
         return gemmd_fail(session, -EINVAL, "weights: NULL");
     if ((desc->b_type == GEMMD_TYPE_S4) != (desc->multipliers != NULL))
@@ -314,7 +317,9 @@ int gemmd_layer_create(struct gemmd *session, const struct gemmd_layer_desc *des
                        struct gemmd_layer **out)
 {
     struct gemmd_msg_layer_create message = {.header.type = GEMMD_MSG_LAYER_CREATE};
-    struct image image = {.weights = desc->weights};
+    struct gemmd_layer_desc quantised = *desc;
+    struct image image = {0};
+    void *memory = NULL;
     int error = gemmd_check(session);
 
     *out = NULL;
@@ -326,10 +331,16 @@ int gemmd_layer_create(struct gemmd *session, const struct gemmd_layer_desc *des
     if (error == 0)
         error = convert_name(session, desc->name, true, message.name);
     if (error == 0)
-        error = build_tail(session, desc, &message.desc, &image);
+        error = gemmd_quantize(session, &quantised, &memory);
+    if (error == 0)
+        error = check_arrays(session, &quantised);
+    if (error == 0)
+        error = build_tail(session, &quantised, &message.desc, &image);
+    image.weights = quantised.weights;
     if (error == 0)
         error = create(session, &message, &image, out);
     free(image.tail);
+    free(memory);
     return error;
 }
 

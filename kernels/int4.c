@@ -1,5 +1,5 @@
 /*
- * int4 weights: the table of levels, packing, quantising, and the loops around the micro-kernels.
+ * int4 weights: the table of levels, packing, and the loops around the micro-kernels.
  *
  * Cost of packing: a pass over the weights, once per layer, plain.
  */
@@ -7,13 +7,11 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <math.h>
 #include <string.h>
 
 enum {
     KR = 8,                     /* k of a block: 4 in the low halves, 4 in the high ones */
     A_BLOCK_BYTES = 512 * 1024, /* as the macro-kernel's */
-    GROUPS_MAX = GEMM_K_MAX / 32,
 };
 
 int4_ukernel_fn gemm_u8s4f32_1x16c8_ref;
@@ -135,50 +133,6 @@ void int4_bias(uint32_t n, int32_t a_zero_point, const float *weighted_sums, con
 {
     for (uint32_t j = 0; j < n; j++)
         bias[j] = bias[j] - (float)a_zero_point * weighted_sums[j] * scale[j];
-}
-
-static bool all_zero(size_t count, const float *w)
-{
-    for (size_t t = 0; t < count; t++) {
-        if (w[t] != 0.0f)
-            return false;
-    }
-    return true;
-}
-
-/* The integers of one group at its rounded scale. */
-static void quantise_group(size_t begin, size_t length, const float *w, double scale, uint8_t *b)
-{
-    for (size_t t = begin; t < begin + length; t++) {
-        double q = nearbyint((double)w[t] / scale);
-        int integer = (int)(q < -8 ? -8 : q > 7 ? 7 : q);
-
-        b[t / 2] = (uint8_t)(b[t / 2] | (integer & 15) << t % 2 * 4);
-    }
-}
-
-float int4_quantize(enum quantize_method method, uint32_t k, uint32_t group, const float *w,
-                    uint8_t *b, uint16_t *multipliers)
-{
-    float scales[GROUPS_MAX], most = 0, column;
-
-    assert(int4_check(k, group) == 0);
-    for (size_t g = 0, begin = 0; begin < k; g++, begin += group) {
-        size_t length = k - begin < group ? k - begin : group;
-
-        scales[g] = all_zero(length, w + begin) ? 0 : quantize_scale(method, 4, length, w + begin);
-        most = fmaxf(most, scales[g]);
-    }
-    column = most > 0 ? fmaxf(most / 65535.0f, 0x1p-126f) : 1.0f;
-    memset(b, 0, (k + (size_t)1) / 2);
-    for (size_t g = 0, begin = 0; begin < k; g++, begin += group) {
-        size_t length = k - begin < group ? k - begin : group;
-        double multiplier = nearbyint((double)scales[g] / (double)column);
-
-        multipliers[g] = (uint16_t)fmin(fmax(multiplier, 1), 65535);
-        quantise_group(begin, length, w, multipliers[g] * (double)column, b);
-    }
-    return column;
 }
 
 /* All row tiles of one block, whose first row is `row`, against the panel at `column`. */

@@ -70,8 +70,8 @@ size_t int4_packed_bytes(const struct int4_kernel *kernel, uint32_t n, uint32_t 
 /*
  * Packs b: row j at b + j * stride_bytes, two weights a byte, the lower k in the low half, each a
  * two's complement s4; ceil(k / 2) bytes a row (of an odd k the last high half is ignored).
- * multipliers: n rows of ceil(k / group).  Every byte of `panels` is written.  weighted_sums: n
- * floats, the exact sum rounded once.
+ * multipliers: n rows of ceil(k / group) (quantize_s4 makes both).  Every byte of `panels` is
+ * written.  weighted_sums: n floats, the exact sum rounded once.
  */
 void int4_pack(const struct int4_kernel *kernel, uint32_t n, uint32_t k, uint32_t group,
                const uint8_t *b, size_t stride_bytes, const uint16_t *multipliers, uint8_t *panels,
@@ -80,15 +80,6 @@ void int4_pack(const struct int4_kernel *kernel, uint32_t n, uint32_t k, uint32_
 /* bias[j] = bias[j] - (float)a_zero_point * weighted_sums[j] * scale[j], left to right. */
 void int4_bias(uint32_t n, int32_t a_zero_point, const float *weighted_sums, const float *scale,
                float *bias);
-
-/*
- * Quantises one row of k floats (finite): a scale for each group by `method`, the largest of them /
- * 65535 as the column's scale, multipliers rounded to it (1 at least), and the integers of the
- * scales so rounded.  b: ceil(k / 2) bytes; multipliers: ceil(k / group).  Returns the column's
- * scale, a normal number.
- */
-float int4_quantize(enum quantize_method method, uint32_t k, uint32_t group, const float *w,
-                    uint8_t *b, uint16_t *multipliers);
 
 /* C rows = epilogue(A rows * B^T) for columns [n_begin, n_end); as gemm_run, with nr of this
  * kernel.  epilogue->weighted_sums is given; a_type U8; c_type not S32. */

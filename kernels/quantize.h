@@ -103,6 +103,15 @@ void quantize_weight_scales(enum quantize_method method, unsigned int bits, bool
 void quantize_weights(unsigned int bits, size_t n, size_t k, const float *w, size_t stride,
                       const float *scales, const int32_t *zero_points, int8_t *b);
 
+/*
+ * One channel of k floats (finite) to s4 for kernels/int4.h: a scale for each group by `method`,
+ * the largest of them / 65535 as the channel's scale, multipliers rounded to it (1 at least),
+ * and the integers of the scales so rounded.  b: ceil(k / 2) bytes; multipliers: ceil(k /
+ * group); group: 32, 64 or 128.  Returns the channel's scale, a normal number.
+ */
+float quantize_s4(enum quantize_method method, uint32_t k, uint32_t group, const float *w,
+                  uint8_t *b, uint16_t *multipliers);
+
 struct quantize_error {
     double max_abs; /* of w - scale * (b - zero_point) */
     double mean_abs;
@@ -113,5 +122,9 @@ struct quantize_error {
 void quantize_error_report(size_t n, size_t k, const float *w, size_t stride, const float *scales,
                            const int32_t *zero_points, const int8_t *b,
                            struct quantize_error *channels, struct quantize_error *total);
+
+/* Of one channel that quantize_s4 made. */
+struct quantize_error quantize_s4_error(uint32_t k, uint32_t group, const float *w, float scale,
+                                        const uint8_t *b, const uint16_t *multipliers);
 
 #endif

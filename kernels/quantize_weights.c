@@ -1,11 +1,13 @@
 /*
  * Choosing weight scales, quantising weights, and reporting what was lost.  Offline: double
- * precision, plain loops, a pass over a channel per scale tried.
+ * precision, plain loops, a pass over a channel per scale tried.  The client library has this file,
+ * too: nothing in it needs the others.
  */
 #include "kernels/quantize.h"
 
 #include <assert.h>
 #include <math.h>
+#include <string.h>
 
 enum {
     /* Scales of the first pass, in geometric steps of 0.5 % and less: the error of few values jumps
@@ -175,11 +177,60 @@ void quantize_weights(unsigned int bits, size_t n, size_t k, const float *w, siz
     }
 }
 
+/* ---- s4 -------------------------------------------------------------------------------------- */
+
+enum { GROUPS_MAX = GEMM_K_MAX / 32 };
+
+/* The integers of one group at its rounded scale. */
+static void quantise_group(size_t begin, size_t length, const float *w, double scale, uint8_t *b)
+{
+    for (size_t t = begin; t < begin + length; t++) {
+        int integer = (int)clamp(nearbyint((double)w[t] / scale), -8, 7);
+
+        b[t / 2] = (uint8_t)(b[t / 2] | (integer & 15) << t % 2 * 4);
+    }
+}
+
+float quantize_s4(enum quantize_method method, uint32_t k, uint32_t group, const float *w,
+                  uint8_t *b, uint16_t *multipliers)
+{
+    float scales[GROUPS_MAX], most = 0, channel;
+
+    assert((group == 32 || group == 64 || group == 128) && k >= 1 && k <= GEMM_K_MAX);
+    for (size_t g = 0, begin = 0; begin < k; g++, begin += group) {
+        size_t length = k - begin < group ? k - begin : group;
+        bool zero = largest(&(struct matrix){1, length, w + begin, length}) == 0;
+
+        scales[g] = zero ? 0 : quantize_scale(method, 4, length, w + begin);
+        most = fmaxf(most, scales[g]);
+    }
+    channel = most > 0 ? fmaxf(most / 65535.0f, 0x1p-126f) : 1.0f;
+    memset(b, 0, (k + (size_t)1) / 2);
+    for (size_t g = 0, begin = 0; begin < k; g++, begin += group) {
+        size_t length = k - begin < group ? k - begin : group;
+        double multiplier = nearbyint((double)scales[g] / (double)channel);
+
+        multipliers[g] = (uint16_t)fmin(fmax(multiplier, 1), 65535);
+        quantise_group(begin, length, w, multipliers[g] * (double)channel, b);
+    }
+    return channel;
+}
+
+/* ---- reports --------------------------------------------------------------------------------- */
+
 /* Sums over what a report covers. */
 struct sums {
     double max_abs, abs, error2, w2;
     size_t count;
 };
+
+static void add_error(struct sums *sums, double value, double error)
+{
+    sums->max_abs = fmax(sums->max_abs, error);
+    sums->abs += error;
+    sums->error2 += error * error;
+    sums->w2 += value * value;
+}
 
 static struct quantize_error report_of(const struct sums *sums)
 {
@@ -202,12 +253,8 @@ void quantize_error_report(size_t n, size_t k, const float *w, size_t stride, co
 
         for (size_t t = 0; t < k; t++) {
             double value = (double)w[j * stride + t];
-            double error = fabs(value - (double)scales[j] * (b[j * k + t] - zero_point));
 
-            one.max_abs = fmax(one.max_abs, error);
-            one.abs += error;
-            one.error2 += error * error;
-            one.w2 += value * value;
+            add_error(&one, value, fabs(value - (double)scales[j] * (b[j * k + t] - zero_point)));
         }
         channels[j] = report_of(&one);
         all.max_abs = fmax(all.max_abs, one.max_abs);
@@ -217,4 +264,18 @@ void quantize_error_report(size_t n, size_t k, const float *w, size_t stride, co
     }
     if (total)
         *total = report_of(&all);
+}
+
+struct quantize_error quantize_s4_error(uint32_t k, uint32_t group, const float *w, float scale,
+                                        const uint8_t *b, const uint16_t *multipliers)
+{
+    struct sums sums = {.count = k};
+
+    for (size_t t = 0; t < k; t++) {
+        int half = b[t / 2] >> t % 2 * 4 & 15, integer = half < 8 ? half : half - 16;
+        double value = (double)w[t];
+
+        add_error(&sums, value, fabs(value - (double)scale * multipliers[t / group] * integer));
+    }
+    return report_of(&sums);
 }

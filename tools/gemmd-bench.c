@@ -2,6 +2,7 @@
  * gemmd-bench: speed of the kernels beside a peer and beside what the machine gives.
  */
 #include "tools/bench.h"
+#include "tools/bench_operands.h"
 #include "tools/bench_path.h"
 #include "tools/bench_sharing.h"
 
@@ -17,6 +18,7 @@ static const char usage_text[] =
     "usage: gemmd-bench kernels [option ...]\n"
     "       gemmd-bench sharing [option ...]   (gemmd-bench sharing --help)\n"
     "       gemmd-bench path [option ...]      (gemmd-bench path --help)\n"
+    "       gemmd-bench operands   (each kind of operand beside u8, in process and by a worker)\n"
     "Measures the GEMM kernels beside oneDNN, beside the peak of the machine's multiplication and\n"
     "beside its read bandwidths, all in one run.\n"
     "\n"
@@ -284,6 +286,8 @@ int main(int argc, char **argv)
         return bench_sharing(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "path"))
         return bench_path(argc - 1, argv + 1);
+    if (argc == 2 && !strcmp(argv[1], "operands"))
+        return bench_operands();
     status = parse(&options, argc, argv);
     if (status < 0)
         status = EX_OK;

@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,10 +20,10 @@
 
 #include "kernels/cpu.h"
 #include "kernels/gemm.h"
-#include "kernels/int4.h"
 #include "proto/validate.h"
 #include "tools/pack_manifest.h"
 #include "tools/pack_restrict.h"
+#include "tools/pack_weights.h"
 #include "tools/safetensors.h"
 #include "worker/layer_file.h"
 #include "worker/layer_memory.h"
@@ -35,6 +34,7 @@ struct packer {
     FILE *manifest_file;     /* of `manifest`; NULL: none */
     const struct gemm_kernel *kernel; /* NULL: images only */
     bool raw;                         /* with images */
+    bool report;                      /* of what quantising costs */
     struct layer_file_header header;
     struct layer_file_entry *entries;
     uint64_t end; /* of what is written or promised */
@@ -47,6 +47,7 @@ static const char usage_text[] =
     "  --manifest FILE  JSON: {\"layer\": {\"weights\": \"tensor\", \"a_type\": \"u8\", …}, …}\n"
     "                   (default: every tensor P.weight is a layer P)\n"
     "  --kernel NAME    pack for this kernel (auto: this machine's best; none: raw weights only)\n"
+    "  --report         say what quantising F32 and BF16 weights costs in accuracy\n"
     "  --no-raw         leave out the raw weights: half the size, for one kernel only\n"
     "  --input-fd N, --output-fd N  open files instead of names\n"
     "  --version, --help\n"
@@ -65,98 +66,6 @@ static uint64_t aligned(uint64_t offset)
 }
 
 /* ---- one layer ------------------------------------------------------------------------------- */
-
-static float bf16_at(const void *data, uint64_t index)
-{
-    uint16_t half;
-    uint32_t bits;
-    float value;
-
-    memcpy(&half, (const char *)data + 2 * index, sizeof(half));
-    bits = (uint32_t)half << 16;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-static float value_at(const struct safetensors_tensor *tensor, uint64_t index)
-{
-    float value;
-
-    if (tensor->dtype == SAFETENSORS_BF16)
-        return bf16_at(tensor->data, index);
-    memcpy(&value, (const char *)tensor->data + 4 * index, sizeof(value));
-    return value;
-}
-
-/* Symmetric, per channel: the largest magnitude becomes 127.  False: a weight is not finite. */
-static bool quantise(const struct safetensors_tensor *tensor, uint32_t n, uint32_t k,
-                     int8_t *weights, float *scales)
-{
-    for (uint32_t j = 0; j < n; j++) {
-        float largest = 0;
-
-        for (uint32_t i = 0; i < k; i++) {
-            float value = fabsf(value_at(tensor, (uint64_t)j * k + i));
-
-            if (!isfinite(value))
-                return false;
-            largest = value > largest ? value : largest;
-        }
-        scales[j] = largest > 0 ? largest / 127 : 1;
-        for (uint32_t i = 0; i < k; i++) {
-            float q = nearbyintf(value_at(tensor, (uint64_t)j * k + i) / scales[j]);
-
-            weights[(uint64_t)j * k + i] = (int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
-        }
-    }
-    return true;
-}
-
-/* To s4, per group: the largest magnitude of a group becomes 7.  False: a weight is not finite, or
- * there is no memory for a row. */
-static bool quantise_s4(const struct safetensors_tensor *tensor,
-                        const struct gemmd_layer_desc_abi *desc,
-                        const struct gemmd_layer_image *places, char *image)
-{
-    size_t k = desc->k, row_bytes = (k + 1) / 2, groups = (k + desc->group - 1) / desc->group;
-    uint16_t *multipliers = (uint16_t *)(void *)(image + places->multipliers_offset);
-    float *scales = (float *)(void *)(image + places->scales_offset);
-    float *row = malloc(k * sizeof(*row));
-    bool finite = row != NULL;
-
-    for (uint32_t j = 0; j < desc->n && finite; j++) {
-        for (size_t i = 0; i < k; i++) {
-            row[i] = value_at(tensor, j * k + i);
-            finite &= (bool)isfinite(row[i]);
-        }
-        if (finite)
-            scales[j] = int4_quantize(QUANTIZE_MIN_MAX, desc->k, desc->group, row,
-                                      (uint8_t *)image + j * row_bytes, multipliers + j * groups);
-    }
-    free(row);
-    return finite;
-}
-
-/* The image as a client would upload it.  False: a weight is not finite. */
-static bool fill_image(const struct pack_layer *layer, const struct gemmd_layer_image *places,
-                       char *image)
-{
-    const struct gemmd_layer_desc_abi *desc = &layer->desc;
-    float *scales = (float *)(void *)(image + places->scales_offset);
-
-    if (layer->bias)
-        memcpy(image + places->bias_offset, layer->bias->data, (size_t)desc->n * 4);
-    if (desc->b_type == GEMMD_ABI_TYPE_S4)
-        return quantise_s4(layer->weights, desc, places, image);
-    if (layer->weights->dtype != SAFETENSORS_I8)
-        return quantise(layer->weights, desc->n, desc->k, (int8_t *)image, scales);
-    memcpy(image, layer->weights->data, (size_t)desc->n * desc->k);
-    if (layer->scales)
-        memcpy(scales, layer->scales->data, (size_t)desc->scale_count * 4);
-    else
-        scales[0] = 1;
-    return true;
-}
 
 /* The pages of a tensor are not needed again: a packing process holds one layer, not the file. */
 static void give_back(const struct safetensors_tensor *tensor)
@@ -229,7 +138,7 @@ static int pack_image(struct packer *packer, const struct pack_layer *layer,
     char text[256];
     enum gemmd_status status = GEMMD_STATUS_OK;
 
-    if (!fill_image(layer, places, image)) {
+    if (!pack_weights(layer, places, image, packer->report)) {
         snprintf(text, sizeof(text), "layer '%s': tensor '%.100s': a weight is not finite",
                  layer->name, layer->weights->name);
         return complain(packer, EX_DATAERR, text);
@@ -431,6 +340,7 @@ static bool set_fd(int *fd, const char *text)
 static const struct option long_options[] = {
     {"output", required_argument, NULL, 'o'},    {"manifest", required_argument, NULL, 'm'},
     {"kernel", required_argument, NULL, 'k'},    {"no-raw", no_argument, NULL, 'n'},
+    {"report", no_argument, NULL, 'r'},
     {"input-fd", required_argument, NULL, 'i'},  {"output-fd", required_argument, NULL, 'O'},
     {"version", no_argument, NULL, 'v'},         {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
@@ -450,6 +360,9 @@ static int apply(struct packer *packer, int option)
         return set_kernel(packer, optarg) ? -1 : EX_USAGE;
     case 'n':
         packer->raw = false;
+        return -1;
+    case 'r':
+        packer->report = true;
         return -1;
     case 'i':
         return set_fd(&packer->input_fd, optarg) ? -1 : EX_USAGE;

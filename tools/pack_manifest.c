@@ -24,7 +24,8 @@ struct reader {
 static const char *const field_names[] = {
     "weights", "scales", "bias", "a_type", "c_type", "activation", "a_scale", "a_zero_point",
     "c_scale", "c_zero_point", "b_type", "group", "quantize_mode", "clip_lo", "clip_hi",
-    "residual_type", "a_row_scales", "residual_scale", "residual_zero_point"};
+    "residual_type", "a_row_scales", "residual_scale", "residual_zero_point",
+    "quantize_method"};
 
 __attribute__((format(printf, 2, 3))) static int refuse(const struct reader *reader,
                                                         const char *format, ...)
@@ -242,6 +243,20 @@ static int check_shapes(const struct reader *reader, const struct pack_layer *la
     return 0;
 }
 
+static int read_method(const struct reader *reader, struct pack_layer *layer)
+{
+    static const struct word methods[] = {
+        {"min_max", QUANTIZE_MIN_MAX}, {"l2", QUANTIZE_L2}, {NULL, 0}};
+    uint8_t method;
+    int error = read_word(reader, "quantize_method", methods, QUANTIZE_MIN_MAX, &method);
+
+    layer->method = (enum quantize_method)method;
+    if (error == 0 && method && layer->weights->dtype == SAFETENSORS_I8)
+        return refuse(reader, "quantize_method: the weights '%.100s' are quantised already",
+                      layer->weights->name);
+    return error;
+}
+
 static int read_layer(const struct reader *reader, struct pack_layer *layer)
 {
     static const char *const weights[] = {"weight", NULL};
@@ -267,6 +282,8 @@ static int read_layer(const struct reader *reader, struct pack_layer *layer)
         error = read_types(reader, desc);
     if (error == 0)
         error = read_numbers(reader, desc);
+    if (error == 0)
+        error = read_method(reader, layer);
     if (error == 0 && desc->b_type == GEMMD_ABI_TYPE_S4 &&
         layer->weights->dtype == SAFETENSORS_I8)
         error = refuse(reader, "b_type: s4 is made of F32 and BF16 weights; '%.100s' is I8",

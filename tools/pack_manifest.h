@@ -9,6 +9,7 @@
  *                (P.weight)
  *   scales       tensor of F32 [1] or [n] (P.b_scale or P.weight_scale, else 1)
  *   bias         tensor of F32 [n], or I32 in accumulator units (P.bias, else none)
+ *   quantize_method                   of F32 and BF16 weights: "min_max", "l2" (min_max)
  *   a_type c_type                     "u8", "s8", "s32", "f32", "bf16" (u8, f32)
  *   b_type group                      "s8", "s4"; of s4: 32, 64, 128 (s8; 64)
  *   quantize_mode                     of f32 and bf16 rows: "asymmetric", "symmetric" (asymmetric)
@@ -26,6 +27,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
+#include "kernels/quantize.h"
 #include "proto/control.h"
 #include "tools/safetensors.h"
 
@@ -33,6 +35,7 @@ struct pack_layer {
     char name[GEMMD_NAME_BYTES];
     struct gemmd_layer_desc_abi desc;
     const struct safetensors_tensor *weights, *scales, *bias; /* scales, bias: may be NULL */
+    enum quantize_method method; /* of weights that are floats */
 };
 
 /* Where an error goes: "layer 'P': field: reason". */

@@ -40,7 +40,9 @@ bool pack_restrict(uint64_t input_bytes)
     if (!limit(RLIMIT_AS, bytes) || !limit(RLIMIT_NPROC, 0))
         return false;
 #endif
-    if (!limit(RLIMIT_CPU, CPU_S) || !limit(RLIMIT_FSIZE, bytes) || !limit(RLIMIT_CORE, 0))
+    /* The best scales of weights are searched at about 1 us a value. */
+    if (!limit(RLIMIT_CPU, CPU_S + input_bytes / 1000000) || !limit(RLIMIT_FSIZE, bytes) ||
+        !limit(RLIMIT_CORE, 0))
         return false;
     if (geteuid() == 0 &&
         (setgroups(0, NULL) < 0 || setresgid(NOBODY, NOBODY, NOBODY) < 0 ||

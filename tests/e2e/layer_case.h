@@ -23,7 +23,8 @@ struct layer_case {
     void *bias;
     uint16_t *multipliers;
     int8_t *zero_points;
-    float *source; /* what s4 weights were made of (model_file.h); NULL: they were not */
+    float *source; /* what the weights were made of (model_file.h); NULL: they were not */
+    enum gemmd_quantize_method method; /* how */
 };
 
 /* What a layer is made of, beside its shape; zeros: u8 rows of s8 weights to f32, and no more. */

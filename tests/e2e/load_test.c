@@ -49,7 +49,7 @@ static void check_named(struct gemmd *session, const char *name, const struct la
     assert_int_equal(gemmd_layer_close(session, &handle), 0);
 }
 
-#define KINDS 8
+#define KINDS 10
 static struct layer_case kinds[KINDS];
 
 static void check_kinds(struct gemmd *session, const char *prefix)
@@ -417,7 +417,9 @@ static int set_up(void **state)
                     GEMMD_ACTIVATION_NONE, true, 5);
     layer_case_init_kind(&kinds[5], 70, 130, &float_rows, true, 6);
     layer_case_init_kind(&kinds[6], 20, 90, &bf16_rows, false, 7);
-    model_s4_case(&kinds[7], 66, 201, &s4_weights, 8);
+    model_quantised_case(&kinds[7], 66, 201, &s4_weights, GEMMD_QUANTIZE_MIN_MAX, 8);
+    model_quantised_case(&kinds[8], 40, 99, &float_rows, GEMMD_QUANTIZE_L2, 9);
+    model_quantised_case(&kinds[9], 9, 65, &s4_weights, GEMMD_QUANTIZE_L2, 10);
     model_write(path_of("kinds.safetensors"), kinds, KINDS);
     REQUIRE(model_pack(path_of("kinds.safetensors"), path_of("kinds.gpk"), NULL, NULL, NULL, 0) ==
             0);

@@ -6,7 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "kernels/int4.h"
+#include "kernels/quantize.h"
 #include "tests/harness.h"
 
 static const char *type_name(enum gemmd_type type)
@@ -25,8 +25,9 @@ static void add_tensor(FILE *header, unsigned layer, const char *name, const cha
     *at += bytes;
 }
 
-static void add_metadata(FILE *header, unsigned i, const struct gemmd_layer_desc *desc)
+static void add_metadata(FILE *header, unsigned i, const struct layer_case *layer)
 {
+    const struct gemmd_layer_desc *desc = &layer->desc;
     static const char *const activations[] = {"none",      "relu",     "clip",
                                               "gelu_tanh", "gelu_erf", "silu"};
 
@@ -42,6 +43,8 @@ static void add_metadata(FILE *header, unsigned i, const struct gemmd_layer_desc
                 (double)desc->clip_lo, i, (double)desc->clip_hi);
     if (desc->quantize_mode == GEMMD_QUANTIZE_SYMMETRIC)
         fprintf(header, ",\"l%u.quantize_mode\":\"symmetric\"", i);
+    if (layer->method == GEMMD_QUANTIZE_L2)
+        fprintf(header, ",\"l%u.quantize_method\":\"l2\"", i);
     if (desc->a_row_scales)
         fprintf(header, ",\"l%u.a_row_scales\":\"1\"", i);
     if (desc->residual_type)
@@ -53,12 +56,13 @@ static void add_metadata(FILE *header, unsigned i, const struct gemmd_layer_desc
         fprintf(header, ",\"l%u.b_type\":\"s4\",\"l%u.group\":\"%u\"", i, i, desc->group);
 }
 
-static void add_tensors(FILE *header, unsigned i, const struct gemmd_layer_desc *desc, uint64_t *at)
+static void add_tensors(FILE *header, unsigned i, const struct layer_case *layer, uint64_t *at)
 {
+    const struct gemmd_layer_desc *desc = &layer->desc;
     char shape[32];
 
     snprintf(shape, sizeof(shape), "%u,%u", desc->n, desc->k);
-    if (desc->b_type == GEMMD_TYPE_S4) {
+    if (layer->source) {
         add_tensor(header, i, "weight", "F32", shape, (uint64_t)desc->n * desc->k * 4, at);
     } else {
         add_tensor(header, i, "weight", "I8", shape, (uint64_t)desc->n * desc->k, at);
@@ -77,21 +81,33 @@ static void write_all(FILE *file, const void *bytes, size_t count)
     REQUIRE(fwrite(bytes, 1, count, file) == count);
 }
 
-void model_s4_case(struct layer_case *layer, uint32_t n, uint32_t k, const struct layer_kind *kind,
-                   uint64_t seed)
+void model_quantised_case(struct layer_case *layer, uint32_t n, uint32_t k,
+                          const struct layer_kind *kind, enum gemmd_quantize_method method,
+                          uint64_t seed)
 {
-    size_t row_bytes = (k + (size_t)1) / 2, groups = (k + (size_t)kind->group - 1) / kind->group;
+    size_t row_bytes = (k + (size_t)1) / 2, groups;
 
-    REQUIRE(kind->b_type == GEMMD_TYPE_S4);
     layer_case_init_kind(layer, n, k, kind, true, seed);
+    layer->method = method;
     layer->source = malloc((size_t)n * k * sizeof(*layer->source));
     REQUIRE(layer->source != NULL);
-    for (size_t i = 0; i < (size_t)n * k; i++)
-        layer->source[i] = (float)(int32_t)(random_next(&seed) >> 32) * 0x1p-33f;
+    for (size_t i = 0; i < (size_t)n * k; i++) { /* with outliers */
+        layer->source[i] = (float)(int32_t)(random_next(&seed) >> 32) * 0x1p-35f;
+        if (random_next(&seed) % 100 == 0)
+            layer->source[i] *= 4.0f;
+    }
+    if (kind->b_type != GEMMD_TYPE_S4) {
+        quantize_weight_scales((enum quantize_method)method, 8, false, n, k, layer->source, k,
+                               layer->scales);
+        quantize_weights(8, n, k, layer->source, k, layer->scales, NULL, layer->weights);
+        return;
+    }
+    groups = (k + (size_t)kind->group - 1) / kind->group;
     for (uint32_t j = 0; j < n; j++)
-        layer->scales[j] = int4_quantize(QUANTIZE_MIN_MAX, k, kind->group, layer->source + j * k,
-                                         (uint8_t *)layer->weights + j * row_bytes,
-                                         layer->multipliers + j * groups);
+        layer->scales[j] = quantize_s4((enum quantize_method)method, k, kind->group,
+                                       layer->source + j * k,
+                                       (uint8_t *)layer->weights + j * row_bytes,
+                                       layer->multipliers + j * groups);
 }
 
 void model_write(const char *path, const struct layer_case *layers, unsigned count)
@@ -104,10 +120,10 @@ void model_write(const char *path, const struct layer_case *layers, unsigned cou
     REQUIRE(header && file);
     fputs("{\"__metadata__\":{", header);
     for (unsigned i = 0; i < count; i++)
-        add_metadata(header, i, &layers[i].desc);
+        add_metadata(header, i, &layers[i]);
     fputs("}", header);
     for (unsigned i = 0; i < count; i++)
-        add_tensors(header, i, &layers[i].desc, &at);
+        add_tensors(header, i, &layers[i], &at);
     fputs("}", header);
     fclose(header);
     length = text_bytes;
@@ -116,7 +132,7 @@ void model_write(const char *path, const struct layer_case *layers, unsigned cou
     for (unsigned i = 0; i < count; i++) {
         const struct gemmd_layer_desc *desc = &layers[i].desc;
 
-        if (desc->b_type == GEMMD_TYPE_S4) {
+        if (layers[i].source) {
             write_all(file, layers[i].source, (size_t)desc->n * desc->k * 4);
         } else {
             write_all(file, desc->weights, (size_t)desc->n * desc->k);

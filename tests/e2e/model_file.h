@@ -7,9 +7,11 @@
 
 #include "tests/e2e/layer_case.h"
 
-/* A layer whose s4 weights are made of random floats, as gemmd-pack has to make them. */
-void model_s4_case(struct layer_case *layer, uint32_t n, uint32_t k, const struct layer_kind *kind,
-                   uint64_t seed);
+/* A layer whose s8 or s4 weights are made of random floats (layer->source), as gemmd-pack and the
+ * library have to make them; scales per channel. */
+void model_quantised_case(struct layer_case *layer, uint32_t n, uint32_t k,
+                          const struct layer_kind *kind, enum gemmd_quantize_method method,
+                          uint64_t seed);
 
 /* Layers "l0" … with everything in __metadata__. */
 void model_write(const char *path, const struct layer_case *layers, unsigned count);

@@ -290,18 +290,27 @@ static void check_quantising(void)
         uint8_t b[200], b_l2[200];
         uint16_t multipliers[16], multipliers_l2[16];
         size_t far = 0, unused = 0;
-        double error;
+        struct quantize_error report;
+        double error, square = 0;
 
-        check_step("int4_quantize k=%u group=%u", k, group);
+        check_step("quantize_s4 k=%u group=%u", k, group);
         for (uint32_t t = 0; t < k; t++)
             w[t] = uniform() * (t / group % 2 ? 0.01f : 1.0f) * (random_below(50) ? 0.3f : 1.0f);
         if (round % 5 == 0)
             memset(w, 0, sizeof(float) * (k < 32 ? k : 32)); /* the first group, or half of it */
-        min_max = int4_quantize(QUANTIZE_MIN_MAX, k, group, w, b, multipliers);
-        l2 = int4_quantize(QUANTIZE_L2, k, group, w, b_l2, multipliers_l2);
+        min_max = quantize_s4(QUANTIZE_MIN_MAX, k, group, w, b, multipliers);
+        l2 = quantize_s4(QUANTIZE_L2, k, group, w, b_l2, multipliers_l2);
         check(isnormal(min_max) && isnormal(l2), "scales %a %a", (double)min_max, (double)l2);
         error = quantised_error(k, group, w, b, multipliers, min_max, &far);
         check(far == 0, "%zu weights off by more than half a step", far);
+        report = quantize_s4_error(k, group, w, min_max, b, multipliers);
+        for (uint32_t t = 0; t < k; t++)
+            square += (double)w[t] * (double)w[t];
+        check(error == 0 ? isinf(report.sqnr_db) || isnan(report.sqnr_db)
+                         : fabs(report.sqnr_db - 10 * log10(square / error)) < 1e-9 &&
+                               report.max_abs * report.max_abs >= error / k &&
+                               report.max_abs >= report.mean_abs,
+              "report: %g dB, max %g, mean %g", report.sqnr_db, report.max_abs, report.mean_abs);
         /* 1e-3: the multipliers' rounding. */
         check(quantised_error(k, group, w, b_l2, multipliers_l2, l2, &unused) <=
                   error * 1.001 + 1e-12,
@@ -355,7 +364,7 @@ static void check_float_rows(const struct int4_kernel *kernel)
     for (size_t j = 0; j < N; j++) {
         for (size_t t = 0; t < K; t++)
             w[j][t] = uniform();
-        scale[j] = int4_quantize(QUANTIZE_MIN_MAX, K, GROUP, w[j], b[j], multipliers[j]);
+        scale[j] = quantize_s4(QUANTIZE_MIN_MAX, K, GROUP, w[j], b[j], multipliers[j]);
         bias[j] = uniform();
     }
     for (size_t i = 0; i < ROWS; i++) {

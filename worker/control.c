@@ -167,6 +167,7 @@ static void accept_connection(struct control *control)
     }
     if (++control->next_session_id == 0)
         control->next_session_id = 1; /* not covered: after 2^32 sessions */
+    session->weight = peers_weight(control->config.peers, uid);
     control->sessions[slot] = session;
     control->session_count++;
 }

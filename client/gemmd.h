@@ -423,6 +423,7 @@ struct gemmd_session_info {
     uint64_t doorbells, wakeups, age_ns;
     uint64_t queue_p50_ns, queue_p99_ns, exec_p50_ns, exec_p99_ns, deadline_misses, cancelled;
     uint32_t in_flight;
+    uint32_t weight; /* shares of the compute beside others that want more; the operator's to set */
 };
 
 /* Latency distribution of the worker, ns. */

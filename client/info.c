@@ -149,6 +149,7 @@ int gemmd_get_session_info(struct gemmd *session, uint32_t index, struct gemmd_s
         .deadline_misses = reply.deadline_misses,
         .cancelled = reply.cancelled,
         .in_flight = reply.in_flight,
+        .weight = reply.weight,
     };
     return 0;
 }

@@ -335,7 +335,7 @@ struct gemmd_msg_sessions_reply {
     uint64_t deadline_misses;         /* 136 */
     uint64_t cancelled;               /* 144 */
     uint32_t in_flight;               /* 152 */
-    uint32_t reserved;                /* 156 */
+    uint32_t weight;                  /* 156 */
 };
 
 enum gemmd_session_state {

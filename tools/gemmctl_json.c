@@ -89,7 +89,8 @@ static json_t *session_json(const struct gemmd_session_info *session)
                      INT(session->queue_p50_ns), "queue_p99_ns", INT(session->queue_p99_ns),
                      "exec_p50_ns", INT(session->exec_p50_ns), "exec_p99_ns",
                      INT(session->exec_p99_ns), "deadline_misses", INT(session->deadline_misses),
-                     "cancelled", INT(session->cancelled), "in_flight", INT(session->in_flight));
+                     "cancelled", INT(session->cancelled), "in_flight", INT(session->in_flight),
+                     "weight", INT(session->weight));
 }
 
 int gemmctl_json_layers(const struct gemmd_layer_info *layers, size_t count)

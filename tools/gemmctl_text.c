@@ -142,14 +142,14 @@ void gemmctl_text_sessions(const struct gemmd_session_info *sessions, size_t cou
         printf("no sessions\n");
         return;
     }
-    printf("%6s %8s %8s %-8s %10s %6s %10s %6s %12s %8s %12s %10s %9s %9s\n", "ID", "PID", "UID",
-           "STATE", "AGE", "RING", "ARENA", "LAYERS", "JOBS", "FAILED", "ROWS", "EXEC",
-           "DOORBELLS", "WAKEUPS");
+    printf("%6s %8s %8s %6s %-8s %10s %6s %10s %6s %12s %8s %12s %10s %9s %9s\n", "ID", "PID",
+           "UID", "WEIGHT", "STATE", "AGE", "RING", "ARENA", "LAYERS", "JOBS", "FAILED", "ROWS",
+           "EXEC", "DOORBELLS", "WAKEUPS");
     for (size_t i = 0; i < count; i++) {
         const struct gemmd_session_info *session = &sessions[i];
 
-        printf("%6" PRIu32 " %8" PRIu32 " %8" PRIu32 " %-8s ", session->session_id, session->pid,
-               session->uid, session->state);
+        printf("%6" PRIu32 " %8" PRIu32 " %8" PRIu32 " %6" PRIu32 " %-8s ", session->session_id,
+               session->pid, session->uid, session->weight, session->state);
         print_right(time_text(session->age_ns).text, 10);
         printf(" %6" PRIu32 " %10s %6" PRIu32 " %12" PRIu64 " %8" PRIu64 " %12" PRIu64 " ",
                session->ring_entries, bytes_text(session->arena_bytes).text, session->layers,

@@ -168,6 +168,7 @@ static void accept_connection(struct control *control)
     /* not covered: after 2^32 sessions */
     if (++control->next_session_id == 0)
         control->next_session_id = 1; /* not covered: as above */
+    session->weight = peers_weight(control->config.peers, uid);
     control->sessions[slot] = session;
     control->session_count++;
 }

@@ -330,8 +330,8 @@ void executor_attach(struct executor *executor, struct session *session)
     struct session_ring *ring = &session->ring;
 
     ring->trace_id = session->id;
-    scheduler_add_session(&executor->scheduler, &ring->scheduled, session->uid, 1,
-                          session->ring_entries);
+    scheduler_add_session(&executor->scheduler, &ring->scheduled, session->uid,
+                          session->weight, session->ring_entries);
 }
 
 void executor_detach(struct executor *executor, struct session *session)

@@ -18,6 +18,7 @@
 #include "kernels/cpu.h"
 #include "proto/limits.h"
 #include "worker/log.h"
+#include "worker/scheduler.h"
 #include "worker/topology.h"
 
 #define NODE_MAX         1023
@@ -52,6 +53,7 @@ enum option_id {
     OPTION_ALLOW_UID,
     OPTION_ALLOW_GID,
     OPTION_UID_SESSIONS,
+    OPTION_UID_WEIGHT,
     OPTION_ARENA_BYTES,
     OPTION_UID_ARENA_BYTES,
     OPTION_WATCHDOG,
@@ -81,6 +83,7 @@ static const struct option long_options[] = {
     {"allow-uid", required_argument, NULL, OPTION_ALLOW_UID},
     {"allow-gid", required_argument, NULL, OPTION_ALLOW_GID},
     {"uid-sessions", required_argument, NULL, OPTION_UID_SESSIONS},
+    {"uid-weight", required_argument, NULL, OPTION_UID_WEIGHT},
     {"arena-bytes", required_argument, NULL, OPTION_ARENA_BYTES},
     {"uid-arena-bytes", required_argument, NULL, OPTION_UID_ARENA_BYTES},
     {"watchdog", required_argument, NULL, OPTION_WATCHDOG},
@@ -116,6 +119,7 @@ static const char help_text[] =
     "  --allow-uid LIST     users that may connect beside this one and root (none)\n"
     "  --allow-gid LIST     groups whose members may connect (gemmd, if it exists; \"\": none)\n"
     "  --uid-sessions N     sessions one user may have (1050)\n"
+    "  --uid-weight LIST    shares of compute of each session of users, like 1000:4,alice:2 (1)\n"
     "  --arena-bytes SIZE   limit of all sessions' arenas (half of the machine's memory)\n"
     "  --uid-arena-bytes SIZE  limit of one user's arenas (three quarters of that)\n"
     "  --watchdog SECONDS   end when a thread makes no progress for so long (30; 0: never)\n"
@@ -261,6 +265,11 @@ static int apply_policy(struct options *out, int id, const char *text)
                             GEMMD_WORKER_SESSIONS_MAX);
         out->uid_sessions = (uint32_t)value;
         return 0;
+    case OPTION_UID_WEIGHT:
+        if (peers_add_weights(&out->peers, text, SCHEDULER_WEIGHT_MAX))
+            return 0;
+        return complain(EX_USAGE, "--uid-weight %s: give up to %d users with 1 to %d each, like "
+                        "1000:4,alice:2", text, PEERS_MAX, SCHEDULER_WEIGHT_MAX);
     case OPTION_ARENA_BYTES:
     case OPTION_UID_ARENA_BYTES:
         if (parse_bytes(text, id == OPTION_ARENA_BYTES ? &out->arena_bytes : &out->uid_arena_bytes))

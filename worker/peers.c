@@ -89,6 +89,40 @@ bool peers_add_groups(struct peers *peers, const char *list)
     return add_list(list, find_group, peers->gids, &peers->gid_count);
 }
 
+bool peers_add_weights(struct peers *peers, const char *list, uint32_t max)
+{
+    char item[72];
+
+    for (; *list; list += *list == ',') {
+        size_t length = strcspn(list, ",");
+        uint32_t i = peers->weight_count;
+        char *colon;
+
+        if (length >= sizeof(item) || i == PEERS_MAX)
+            return false;
+        memcpy(item, list, length);
+        item[length] = '\0';
+        colon = strchr(item, ':');
+        if (!colon || !parse_id(colon + 1, &peers->weights[i]))
+            return false;
+        *colon = '\0';
+        if (peers->weights[i] == 0 || peers->weights[i] > max ||
+            !find_user(item, &peers->weight_uids[i]))
+            return false;
+        peers->weight_count++;
+        list += length;
+    }
+    return true;
+}
+
+uint32_t peers_weight(const struct peers *peers, uid_t uid)
+{
+    for (uint32_t i = peers->weight_count; i-- > 0;)
+        if (peers->weight_uids[i] == uid)
+            return peers->weights[i];
+    return 1;
+}
+
 void peers_add_default_group(struct peers *peers)
 {
     const struct group *entry = getgrnam(default_group);

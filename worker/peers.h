@@ -12,15 +12,21 @@
 #define PEERS_MAX 32
 
 struct peers {
-    uint32_t uid_count, gid_count;
+    uint32_t uid_count, gid_count, weight_count;
     uid_t uids[PEERS_MAX];
     gid_t gids[PEERS_MAX];
+    uid_t weight_uids[PEERS_MAX];
+    uint32_t weights[PEERS_MAX]; /* of the sessions of these; 1 of all others */
 };
 
 /* Adds the users or groups of a list "name,1000,…" ("" adds none).  false: an unknown name, not a
  * number, or more than PEERS_MAX.  Asks the system's user database: before the sandbox. */
 bool peers_add_users(struct peers *peers, const char *list);
 bool peers_add_groups(struct peers *peers, const char *list);
+/* Adds weights of a list "name:4,1000:2,…", each 1 to `max`.  Only the operator gives them: a
+ * client that could would take the most. */
+bool peers_add_weights(struct peers *peers, const char *list, uint32_t max);
+uint32_t peers_weight(const struct peers *peers, uid_t uid);
 /* Adds the group `gemmd` when the system has it. */
 void peers_add_default_group(struct peers *peers);
 

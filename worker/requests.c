@@ -214,6 +214,7 @@ static enum gemmd_status handle_sessions(struct control *control, struct session
     reply->latency = latency_of(&session->ring.queue_histogram, &session->ring.exec_histogram);
     reply->deadline_misses = gemmd_counter_read(&session->ring.deadline_misses);
     reply->cancelled = gemmd_counter_read(&session->ring.cancelled);
+    reply->weight = session->weight;
     reply->in_flight = __atomic_load_n(&session->ring.scheduled.in_flight, __ATOMIC_RELAXED);
     return GEMMD_STATUS_OK;
 }

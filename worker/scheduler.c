@@ -184,6 +184,7 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
     struct scheduler_session *session = job->flow->session;
 
     assert(job->rows && job->flow->layer);
+    trail_learn(job->flow);
     job->rows_boarded = job->rows_done = 0;
     session->in_flight++;
     job->held = !list_is_empty(&session->held) || !scheduler_has_room(scheduler, session);
@@ -295,27 +296,52 @@ static struct scheduler_scan *scan_led_by(struct scheduler *scheduler,
     return NULL;
 }
 
+/* The scan to run in place of a long one of that flow: one that trails it.  NULL: none does, or
+ * there is no place for a second scan of a class. */
+static struct scheduler_scan *trailing(struct scheduler *scheduler,
+                                       const struct scheduler_flow *flow,
+                                       enum scheduler_class class)
+{
+    struct scheduler_layer *layer = trail_find(scheduler, flow, class);
+    uint32_t taken[SCHEDULER_CLASS_COUNT] = {0};
+
+    if (!layer || layer->scan)
+        return layer ? layer->scan : NULL;
+    for (uint32_t i = 0; i < SCHEDULER_LONG_SCANS; i++)
+        if (scheduler->scans[i].layer && ++taken[scheduler->scans[i].leader->class] > 1)
+            return NULL;
+    return scan_start(scheduler, layer, trail_speaker(layer, class), false);
+}
+
 /* The scan that is to run in the queue's turn; NULL: its jobs have all expired. */
 static struct scheduler_scan *choose(struct scheduler *scheduler, struct scheduler_queue *queue,
                                      uint64_t now_ns)
 {
     struct scheduler_job *job = oldest(queue);
-    struct scheduler_scan *scan;
-    bool is_short;
+    struct scheduler_scan *scan = NULL, *other;
 
-    if (queue->leads)
-        return scan_led_by(scheduler, queue);
-    while (job && scheduler_has_expired(job, now_ns)) {
-        scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
-        job = oldest(queue);
+    if (queue->leads) {
+        scan = scan_led_by(scheduler, queue);
+    } else {
+        while (job && scheduler_has_expired(job, now_ns)) {
+            scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
+            job = oldest(queue);
+        }
+        if (!job)
+            return NULL;
+        scan = job->flow->layer->scan;
+        if (!scan && job->rows - job->rows_boarded <= job->flow->layer->rows_short)
+            return scan_start(scheduler, job->flow->layer, queue, true);
+        if (!scan)
+            scan = scan_in_the_way(scheduler, queue->class);
     }
-    if (!job)
-        return NULL;
-    if (job->flow->layer->scan)
-        return job->flow->layer->scan;
-    is_short = job->rows - job->rows_boarded <= job->flow->layer->rows_short;
-    scan = is_short ? NULL : scan_in_the_way(scheduler, queue->class);
-    return scan ? scan : scan_start(scheduler, job->flow->layer, queue, is_short);
+    if (scan && (scan->index == SCHEDULER_LONG_SCANS || scan->member_count == 0))
+        return scan;
+    other = scan ? trailing(scheduler, scan->members[0].job->flow, scan->leader->class)
+                 : trailing(scheduler, job->flow, queue->class);
+    if (other)
+        return other;
+    return scan ? scan : scan_start(scheduler, job->flow->layer, queue, false);
 }
 
 struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_ns)

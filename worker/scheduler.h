@@ -45,6 +45,9 @@ enum scheduler_class {
 /* Rows share a scan as long as one panel of it takes no more than this on one thread. */
 #define SCHEDULER_PANEL_NS UINT64_C(20000)
 #define SCHEDULER_ROWS_MAX 1024
+/* How far beyond its credit a session may go first to meet others (trail.c).  With 0 one of 20
+ * rings in tests/sim/ring_test.c never joined, with twice the quantum all did. */
+#define SCHEDULER_AHEAD_NS (4 * SCHEDULER_QUANTUM_NS)
 /* Jobs a session may always have admitted, whatever its user's others do. */
 #define SCHEDULER_RESERVE 4
 /* Rounds of a layer after which a scan takes nobody on board while other layers wait. */
@@ -78,6 +81,7 @@ struct scheduler_user {
 struct scheduler_session {
     struct scheduler_account accounts[2]; /* latency and normal; background */
     struct scheduler_queue queues[SCHEDULER_CLASS_COUNT];
+    struct scheduler_flow *last; /* of its last job */
     struct scheduler_user *user;
     struct list held, held_link;                  /* jobs beyond the quotas, oldest first */
     uint32_t in_flight, admitted, quota, waiting; /* jobs: all; not held; at most; not on board */
@@ -102,6 +106,7 @@ struct scheduler_layer {
 struct scheduler_flow {
     struct scheduler_session *session;
     struct scheduler_layer *layer; /* NULL: closed */
+    struct scheduler_flow *next;   /* where the session goes from here, as far as is known */
     struct list jobs, link;
 };
 
@@ -139,8 +144,8 @@ struct scheduler_scan {
     struct scheduler_member members[SCHEDULER_ROWS_MAX];
 };
 
-/* Long scans, and one of short jobs. */
-#define SCHEDULER_LONG_SCANS 3
+/* Long scans: of each class, and one that trails another (trail.c); and one of short jobs. */
+#define SCHEDULER_LONG_SCANS 4
 #define SCHEDULER_SCANS (SCHEDULER_LONG_SCANS + 1)
 
 struct scheduler_config {
@@ -223,6 +228,14 @@ static inline struct scheduler_queue *scheduler_queue_of(const struct scheduler_
 {
     return &job->flow->session->queues[job->class];
 }
+
+/* trail.c: its session goes from its last layer to this one. */
+void trail_learn(struct scheduler_flow *flow);
+/* The layer to run before that of the flow; NULL: none.  Its speaker is to lead the scan. */
+struct scheduler_layer *trail_find(const struct scheduler *scheduler,
+                                   const struct scheduler_flow *flow, enum scheduler_class class);
+struct scheduler_queue *trail_speaker(const struct scheduler_layer *layer,
+                                      enum scheduler_class class);
 
 struct scheduler_scan *scan_start(struct scheduler *scheduler, struct scheduler_layer *layer,
                                   struct scheduler_queue *leader, bool is_short);

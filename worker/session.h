@@ -105,6 +105,7 @@ struct session {
     int wake_poll_fd; /* -1: not asked for; watches ring.wake_fd for the client */
     pid_t pid;     /* for display only: pids are reused */
     uid_t uid;
+    uint32_t weight; /* in scheduling */
     enum gemmd_session_state state;
     bool control_only;
     bool attached; /* the dispatcher knows it */

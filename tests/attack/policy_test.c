@@ -107,7 +107,9 @@ static void test_bad_lists(void **state)
     static const char *const bad[][2] = {
         {"--allow-uid", "nobody-of-that-name"}, {"--allow-gid", "1,,2"}, {"--uid-sessions", "0"},
         {"--uid-sessions", "5000"},             {"--arena-bytes", "x"},  {"--watchdog", "-1"},
-        {"--uid-arena-bytes", "1"},             {"--sandbox", "on"},
+        {"--uid-arena-bytes", "1"},             {"--sandbox", "on"}, {"--uid-weight", "1001"},
+        {"--uid-weight", "1001:0"},             {"--uid-weight", "1001:65"},
+        {"--uid-weight", "1001:2,,1002:2"},
     };
 
     (void)state;

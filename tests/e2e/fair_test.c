@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -22,7 +23,7 @@
 #define SHARE_MIN 950
 
 /* Enough in flight that a client which loses its CPU for some ms is not without work. */
-enum { DEPTH = 64, RUN_MS = 1200 };
+enum { DEPTH = 64, RUN_MS = 1200, FAVOURED_UID = 1001 };
 
 enum hostile { GREEDY, HOARDER, CANCELLER, LATE, UNLOADED, HOSTILES };
 
@@ -195,12 +196,19 @@ static void read_shares(struct gemmd *observer, pid_t honest, pid_t hostile, uin
     }
 }
 
+/* As the user to whom start() gave a weight. */
+static int run_favoured(void *argument)
+{
+    REQUIRE(setuid(FAVOURED_UID) == 0);
+    return run_honest(argument);
+}
+
 /* The honest client's part of the compute of both, in thousandths. */
-static double measure_share(enum hostile kind)
+static double measure_share(enum hostile kind, int (*run)(void *))
 {
     struct gemmd *observer = session_to(worker.socket);
     pid_t hostile = harness_fork(run_hostile, (void *)(uintptr_t)kind);
-    pid_t honest = harness_fork(run_honest, NULL);
+    pid_t honest = harness_fork(run, NULL);
     uint64_t before[2], after[2];
     double got, all;
 
@@ -234,7 +242,7 @@ static void check_share(enum hostile kind)
     if (machine_is_sanitized())
         harness_skip("a sanitized worker's time is spent on other things than jobs");
     for (int attempt = 0; attempt < 3 && share * 2 < SHARE_MIN; attempt++) {
-        share = measure_share(kind);
+        share = measure_share(kind, run_honest);
         print_message("%s: the honest client got %.1f %% of the compute\n", names[kind],
                       share / 10);
     }
@@ -269,6 +277,23 @@ static void test_unloaded(void **state)
 {
     (void)state;
     check_share(UNLOADED);
+}
+
+/* Three shares of four. */
+static void test_weight(void **state)
+{
+    double share = 0;
+
+    (void)state;
+    machine_skip_unless_root();
+    if (machine_is_sanitized())
+        harness_skip("a sanitized worker's time is spent on other things than jobs");
+    for (int attempt = 0; attempt < 3 && share * 4 < SHARE_MIN * 3; attempt++) {
+        share = measure_share(GREEDY, run_favoured);
+        print_message("a client of weight 3 got %.1f %% of the compute\n", share / 10);
+    }
+    assert_true(share * 4 >= SHARE_MIN * 3);
+    assert_true(share < 900); /* the other one's quarter is its own */
 }
 
 /* ---- latency --------------------------------------------------------------------------------- */
@@ -347,7 +372,8 @@ static void test_latency_beside_flood(void **state)
 
 static int start(void **state)
 {
-    static const char *arguments[] = {"--cpus", NULL, NULL};
+    static const char *arguments[] = {"--cpus", NULL, "--allow-uid", "1001", "--uid-weight",
+                                      "1001:3", NULL};
     static char cpu[16];
     cpu_set_t cpus, rest;
     int last = 0;
@@ -361,6 +387,7 @@ static int start(void **state)
     snprintf(cpu, sizeof(cpu), "%d", last);
     arguments[1] = cpu;
     harness_start(&worker, arguments, NULL);
+    REQUIRE(chmod(worker.directory, 0755) == 0);
     CPU_CLR(last, &rest);
     if (CPU_COUNT(&rest))
         sched_setaffinity(0, sizeof(rest), &rest);
@@ -379,7 +406,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_greedy),   cmocka_unit_test(test_hoarder),
         cmocka_unit_test(test_canceller), cmocka_unit_test(test_late),
-        cmocka_unit_test(test_unloaded), cmocka_unit_test(test_latency_beside_flood),
+        cmocka_unit_test(test_unloaded), cmocka_unit_test(test_weight),
+        cmocka_unit_test(test_latency_beside_flood),
     };
 
     return HARNESS_RUN(tests, start, stop, 100);

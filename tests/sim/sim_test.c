@@ -93,8 +93,8 @@ static uint64_t run_fair(uint64_t seed)
         world_step(&world);
     for (uint32_t i = 0; i <= honest; i++)
         world.session[i].worth_ns = 0;
-    /* Long enough that one scan more or less is no matter. */
-    run_for(60 * SCHEDULER_QUANTUM_NS * total_weight, total_weight, honest, due_ns);
+    /* Long enough that a scan or SCHEDULER_AHEAD_NS more or less is no matter. */
+    run_for(150 * SCHEDULER_QUANTUM_NS * total_weight, total_weight, honest, due_ns);
     for (uint32_t i = 0; i < honest; i++) {
         double got_ns = (double)world.session[i].worth_ns;
 

@@ -254,7 +254,7 @@
     F(gemmd_msg_sessions_reply, deadline_misses)                                                   \
     F(gemmd_msg_sessions_reply, cancelled)                                                         \
     F(gemmd_msg_sessions_reply, in_flight)                                                         \
-    F(gemmd_msg_sessions_reply, reserved)                                                          \
+    F(gemmd_msg_sessions_reply, weight)                                                            \
     S(gemmd_msg_stats_reply)                                                                       \
     F(gemmd_msg_stats_reply, header)                                                               \
     F(gemmd_msg_stats_reply, bytes)

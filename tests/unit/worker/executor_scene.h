@@ -81,6 +81,7 @@ static void scene_open_client(struct executor_scene *scene, struct executor_clie
     struct session_ring *ring = &client->session.ring;
 
     client->session.ring_entries = SCENE_ENTRIES;
+    client->session.weight = 1;
     ring->sq = (struct gemmd_ring_end){(uint64_t *)(void *)client->sq, SCENE_ENTRIES - 1, 0};
     ring->cq = (struct gemmd_ring_end){(uint64_t *)(void *)client->cq, SCENE_ENTRIES - 1, 0};
     client->submissions = ring->sq;

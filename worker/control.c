@@ -123,6 +123,7 @@ static void refuse_one(struct control *control)
     log_error(LOG_TOPIC_CONTROL, "accept: %s; raise LimitNOFILE", strerror(errno));
     close(control->spare_fd);
     fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    /* not covered: the client of the first try is still there, unless it has just left */
     if (fd >= 0)
         refuse(fd, GEMMD_STATUS_SESSIONS_FULL);
     control->spare_fd = fcntl(control->lock_fd, F_DUPFD_CLOEXEC, 0);

@@ -1,15 +1,20 @@
-/* seccomp filters from the table of worker/sandbox_rules.h. */
+/* seccomp filters from the table of worker/sandbox_rules.h, and Landlock for the paths that they
+ * cannot look at. */
 #include "worker/sandbox.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/landlock.h>
 #include <seccomp.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "worker/sandbox_rules.h"
 
@@ -66,5 +71,50 @@ int sandbox_enter(enum sandbox_thread thread)
     if (error == 0)
         error = seccomp_load(filter);
     seccomp_release(filter);
+    return error;
+}
+
+/* ---- files ----------------------------------------------------------------------------------- */
+
+#define READ (LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR)
+/* All rights of the first ABI, so that any kernel with Landlock knows them.  The later ones (links
+ * between folders, truncation, ioctl) are of calls that seccomp denies. */
+#define EVERYTHING (((uint64_t)LANDLOCK_ACCESS_FS_MAKE_SYM << 1) - 1)
+
+static void allow_below(int ruleset, const char *path, uint64_t access)
+{
+    struct landlock_path_beneath_attr rule = {.allowed_access = access,
+                                              .parent_fd = open(path, O_PATH | O_CLOEXEC)};
+
+    if (rule.parent_fd < 0)
+        return; /* nothing there that could be needed */
+    syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_RULE_PATH_BENEATH, &rule, 0);
+    close(rule.parent_fd);
+}
+
+int sandbox_limit_files(const char *socket)
+{
+    const struct landlock_ruleset_attr rights = {.handled_access_fs = EVERYTHING};
+    char folder[108]; /* sockaddr_un.sun_path */
+    const char *slash = strrchr(socket, '/');
+    int ruleset, error = 0;
+
+#ifdef GEMMD_SANDBOX_UNFIT
+    return 0;
+#endif
+    if (mode == SANDBOX_OFF)
+        return 0;
+    ruleset = (int)syscall(SYS_landlock_create_ruleset, &rights, sizeof(rights.handled_access_fs),
+                           0);
+    if (ruleset < 0)
+        return -errno;
+    snprintf(folder, sizeof(folder), "%.*s", slash ? (int)(slash - socket + 1) : 1,
+             slash ? socket : ".");
+    allow_below(ruleset, "/sys", READ);
+    allow_below(ruleset, "/proc/self", READ);
+    allow_below(ruleset, folder, LANDLOCK_ACCESS_FS_REMOVE_FILE);
+    if (syscall(SYS_landlock_restrict_self, ruleset, 0) < 0)
+        error = -errno;
+    close(ruleset);
     return error;
 }

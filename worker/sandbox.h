@@ -28,4 +28,9 @@ int sandbox_open(enum sandbox_mode mode);
  * because the sanitizers' run-times make calls of their own. */
 int sandbox_enter(enum sandbox_thread thread);
 
+/* The calling thread reads no files from now on but below /sys and /proc/self (what huge pages
+ * there are, and why not more), and removes none but beside the socket.  Before sandbox_enter.  0;
+ * -errno where the kernel has no Landlock or does not allow it: then nothing has changed. */
+int sandbox_limit_files(const char *socket);
+
 #endif

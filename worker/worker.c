@@ -352,6 +352,10 @@ static int close_the_doors(struct worker *worker)
         log_error(LOG_TOPIC_WORKER, "starting the watchdog: %s", strerror(-error));
         return EX_OSERR;
     }
+    error = sandbox_limit_files(worker->options.socket);
+    if (error < 0)
+        log_info(LOG_TOPIC_WORKER, "no Landlock (%s): the control thread reads what its user may",
+                 strerror(-error));
     error = sandbox_enter(SANDBOX_CONTROL);
     if (error < 0) {
         log_error(LOG_TOPIC_WORKER, "seccomp: %s; --sandbox off does without", strerror(-error));

@@ -76,7 +76,7 @@ static int serve_honestly(void *argument)
     random_bytes(&seed, a, (size_t)honest->rows * desc->k);
     layer_case_expect(honest->layer, honest->rows, a, desc->k, wanted,
                       desc->n * type_bytes(desc->c_type));
-    while (!asked_to_end) {
+    while (!asked_to_end && start->count->failed < 10) {
         run_one(session, &job, wanted, bytes, start->count);
         if (honest->pause_ns)
             nanosleep(&pause, NULL);

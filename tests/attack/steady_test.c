@@ -108,7 +108,8 @@ int __wrap_memfd_create(const char *name, unsigned flags)
     return __real_memfd_create(name, flags);
 }
 
-/* Other calls that a start and a session need. */
+/* Other calls that a start and a session need.  Some return an int, some an ssize_t: a long is both
+ * in x86-64's and AArch64's return register. */
 #define WRAPS(X)                                                                                   \
     X(getrandom, (void *out, size_t bytes, unsigned flags), SYS_getrandom, out, bytes, flags, 0,   \
       0)                                                                                           \
@@ -137,14 +138,14 @@ int __wrap_memfd_create(const char *name, unsigned flags)
     X(ftruncate64, (int fd, off_t bytes), SYS_ftruncate, fd, bytes, 0, 0, 0)
 
 #define X(name, parameters, number, ...)                                                           \
-    int __wrap_##name parameters;                                                                  \
-    int __wrap_##name parameters                                                                   \
+    long __wrap_##name parameters;                                                                 \
+    long __wrap_##name parameters                                                                  \
     {                                                                                              \
         if (call_error && count_request()) {                                                       \
             errno = call_error;                                                                    \
             return -1;                                                                             \
         }                                                                                          \
-        return (int)syscall(number, __VA_ARGS__);                                                  \
+        return syscall(number, __VA_ARGS__);                                                       \
     }
 WRAPS(X)
 #undef X
@@ -447,7 +448,6 @@ static void test_calls_fail_once(void **state)
 {
     (void)state;
     check_failures(false, ENOMEM);
-    check_failures(false, EPERM);
     check_failures(false, EINTR);
     check_failures(false, ENFILE);
 }
@@ -480,5 +480,5 @@ int main(void)
         cmocka_unit_test(test_calls_fail_once),
     };
 
-    return HARNESS_RUN(tests, start, NULL, 110);
+    return HARNESS_RUN(tests, start, NULL, 230);
 }

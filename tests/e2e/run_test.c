@@ -290,9 +290,10 @@ static void test_nothing_leaks(void **state)
         assert_null(session);
     }
     assert_int_equal(machine_fds(getpid()), own);
-    for (int i = 0; i < 1000 && machine_fds(worker.pid) > fds; i++)
+    for (int i = 0; i < 10000 && machine_fds(worker.pid) > fds; i++)
         usleep(1000); /* the worker hears of the last one a moment later */
-    assert_int_equal(machine_fds(worker.pid), fds);
+    /* Fewer on a slow machine, where it had not yet heard of the end of the tests before. */
+    assert_in_range(machine_fds(worker.pid), 1, fds);
     assert_int_equal(machine_mappings(worker.pid, "gemmd-arena"), 0);
     assert_int_equal(machine_mappings(worker.pid, "gemmd-c2w"), 0);
 }

@@ -125,6 +125,74 @@ static void test_the_dispatcher_has_less(void **state)
     }
 }
 
+/* ---- files ----------------------------------------------------------------------------------- */
+
+static int error_of_open(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return errno;
+    close(fd);
+    return 0;
+}
+
+static char folder[] = "/tmp/gemmd-sandbox-XXXXXX", beside[64], socket_path[64];
+
+/* 77: there is no Landlock here. */
+static int look_at_files(void *argument)
+{
+    int error;
+
+    (void)argument;
+    if (sandbox_open(SANDBOX_KILL) < 0)
+        return 99;
+    error = sandbox_limit_files(socket_path);
+    if (error == -ENOSYS || error == -EOPNOTSUPP || error == -EPERM)
+        return 77;
+    if (error < 0 || sandbox_enter(SANDBOX_CONTROL) < 0)
+        return 98;
+    if (error_of_open("/etc/passwd") != EACCES || error_of_open("/proc/1/status") != EACCES ||
+        error_of_open("/") != EACCES || error_of_open(socket_path) != EACCES)
+        return 1;
+    if (error_of_open("/proc/self/smaps") || error_of_open("/sys/devices/system/cpu/online"))
+        return 2;
+    if (unlink(beside) == 0 || errno != EACCES)
+        return 3;
+    return unlink(socket_path) == 0 ? 0 : 4;
+}
+
+static void touch(const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+
+    assert_true(fd >= 0);
+    close(fd);
+}
+
+static void test_files(void **state)
+{
+    int result;
+
+    (void)state;
+    if (is_unfit())
+        skip();
+    assert_non_null(mkdtemp(folder));
+    snprintf(socket_path, sizeof(socket_path), "%s/w.sock", folder);
+    snprintf(beside, sizeof(beside), "%s-other", folder);
+    touch(socket_path);
+    touch(beside);
+    result = in_child(look_at_files, NULL);
+    unlink(socket_path);
+    unlink(beside);
+    rmdir(folder);
+    if (result == 77) {
+        print_message("SKIP: no Landlock here\n");
+        skip();
+    }
+    assert_int_equal(result, 0);
+}
+
 /* The test of the tests: without a filter the same calls are made. */
 static void test_off(void **state)
 {
@@ -234,6 +302,7 @@ int main(void)
         cmocka_unit_test(test_forbidden),
         cmocka_unit_test(test_forbidden_arguments),
         cmocka_unit_test(test_the_dispatcher_has_less),
+        cmocka_unit_test(test_files),
         cmocka_unit_test(test_off),
         cmocka_unit_test(test_no_new_privileges),
         cmocka_unit_test(test_ring_polls_only),

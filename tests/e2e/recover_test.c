@@ -156,12 +156,12 @@ static void test_residual(void **state)
     scene.job.residual = residual;
     submit_stopped(&scene);
     replace_worker();
-    reap(&scene, 32, "OK");
+    reap(&scene, JOBS, "OK");
     assert_memory_equal(scene.job.c, scene.wanted, sizeof(scene.wanted));
     scene.job.residual = scene.job.c;
     submit_stopped(&scene);
     replace_worker();
-    reap(&scene, 32, "WORKER_LOST");
+    reap(&scene, JOBS, "WORKER_LOST");
     memset(scene.job.c, 0, sizeof(scene.wanted));
     assert_int_equal(gemmd_run(scene.session, &scene.job, 20000), 0);
     assert_memory_equal(scene.job.c, scene.wanted, sizeof(scene.wanted));

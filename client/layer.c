@@ -317,7 +317,7 @@ int gemmd_layer_create(struct gemmd *session, const struct gemmd_layer_desc *des
                        struct gemmd_layer **out)
 {
     struct gemmd_msg_layer_create message = {.header.type = GEMMD_MSG_LAYER_CREATE};
-    struct gemmd_layer_desc quantised = *desc;
+    struct gemmd_layer_desc quantised;
     struct image image = {0};
     void *memory = NULL;
     int error = gemmd_check(session);
@@ -330,8 +330,10 @@ int gemmd_layer_create(struct gemmd *session, const struct gemmd_layer_desc *des
     error = convert_desc(session, desc, &message.desc, &image.layout);
     if (error == 0)
         error = convert_name(session, desc->name, true, message.name);
-    if (error == 0)
-        error = gemmd_quantize(session, &quantised, &memory);
+    if (error < 0)
+        return error;
+    quantised = *desc;
+    error = gemmd_quantize(session, &quantised, &memory);
     if (error == 0)
         error = check_arrays(session, &quantised);
     if (error == 0)

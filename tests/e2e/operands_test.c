@@ -282,5 +282,5 @@ int main(void)
         cmocka_unit_test(test_s4_bias_overflows),
     };
 
-    return HARNESS_RUN(tests, NULL, NULL, 240);
+    return HARNESS_RUN(tests, NULL, NULL, 500);
 }

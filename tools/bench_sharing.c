@@ -49,6 +49,7 @@ struct sharing_options {
 struct sharing_report {
     const struct sharing_options *options;
     struct gemmd_info worker;
+    struct gemmd *session; /* keeps the layers open */
     const char *peer;
     struct sharing_outcome outcomes[SHARING_COUNTS_MAX][SHARING_SIDES];
 };
@@ -84,6 +85,21 @@ static int by_rate(const void *left, const void *right)
     return (a->rows_per_s > b->rows_per_s) - (a->rows_per_s < b->rows_per_s);
 }
 
+/* The worker's side, and how many rows shared a panel meanwhile. */
+static void run_worker(const struct sharing_report *report, const struct sharing_model *model,
+                       uint32_t processes, struct sharing_outcome *out)
+{
+    struct gemmd_stats before, after;
+    bool known = gemmd_get_stats(report->session, &before) == 0;
+
+    sharing_run(model, SHARING_WORKER, processes, report->options->seconds,
+                report->options->worker.socket, out);
+    out->weight_bytes = report->worker.pool_bytes_used;
+    if (known && gemmd_get_stats(report->session, &after) == 0 && after.panels > before.panels)
+        out->rows_per_panel = (double)(after.panel_rows - before.panel_rows) /
+                              (double)(after.panels - before.panels);
+}
+
 static void measure_count(struct sharing_report *report, const struct sharing_model *model,
                           uint32_t index)
 {
@@ -96,12 +112,12 @@ static void measure_count(struct sharing_report *report, const struct sharing_mo
         for (uint32_t side = 0; side < SHARING_SIDES; side++) {
             if (side >= SHARING_PEER_ONE && !has_peer) {
                 memset(&all[side][r], 0, sizeof(all[side][r]));
-                continue;
+            } else if (side == SHARING_WORKER) {
+                run_worker(report, model, options->processes[index], &all[side][r]);
+            } else {
+                sharing_run(model, side, options->processes[index], options->seconds, NULL,
+                            &all[side][r]);
             }
-            sharing_run(model, side, options->processes[index], options->seconds,
-                        report->options->worker.socket, &all[side][r]);
-            if (side == SHARING_WORKER)
-                all[side][r].weight_bytes = report->worker.pool_bytes_used;
         }
     for (uint32_t side = 0; side < SHARING_SIDES; side++) {
         qsort(all[side], options->repetitions, sizeof(all[side][0]), by_rate);
@@ -128,8 +144,8 @@ static void print_head(const struct sharing_report *report)
     printf("one row of each process through %u layers of %d x %d, medians of %u runs of %.1f s\n\n",
            report->options->layers, SHARING_NARROW, SHARING_WIDE, report->options->repetitions,
            report->options->seconds);
-    printf("%3s  %-26s %12s %12s %12s %12s %8s\n", "P", "side", "rows/s", "pass p50 us",
-           "pass p99 us", "weights MiB", "gemmd x");
+    printf("%3s  %-26s %12s %12s %12s %12s %11s %8s\n", "P", "side", "rows/s", "pass p50 us",
+           "pass p99 us", "weights MiB", "rows/panel", "gemmd x");
 }
 
 static void print_count(const struct sharing_report *report, uint32_t index)
@@ -146,9 +162,9 @@ static void print_count(const struct sharing_report *report, uint32_t index)
                sharing_sides[side].name, outcome->rows_per_s, outcome->pass_p50_us,
                outcome->pass_p99_us, (double)outcome->weight_bytes / (1 << 20));
         if (side == SHARING_WORKER)
-            printf("%8s\n", "");
+            printf("%11.2f\n", outcome->rows_per_panel);
         else
-            printf("%8.2f\n", ratio(report, index, side));
+            printf("%11s %8.2f\n", "", ratio(report, index, side));
     }
     fflush(stdout);
 }
@@ -168,11 +184,11 @@ static void print_json(const struct sharing_report *report)
 
             printf("%s\n{\"processes\":%u,\"side\":\"%s\",\"ran\":%s,\"rows_per_s\":%.1f,"
                    "\"pass_p50_us\":%.1f,\"pass_p99_us\":%.1f,\"weight_bytes\":%llu,"
-                   "\"gemmd_ratio\":%.3f}",
+                   "\"rows_per_panel\":%.2f,\"gemmd_ratio\":%.3f}",
                    i || side ? "," : "", report->options->processes[i], sharing_sides[side].name,
                    outcome->ran ? "true" : "false", outcome->rows_per_s, outcome->pass_p50_us,
                    outcome->pass_p99_us, (unsigned long long)outcome->weight_bytes,
-                   ratio(report, i, side));
+                   outcome->rows_per_panel, ratio(report, i, side));
         }
     printf("\n]}\n");
 }
@@ -313,10 +329,10 @@ static bool agree(const struct sharing_report *report, uint32_t index)
 
 static int measure(struct sharing_report *report, struct sharing_model *model)
 {
-    struct gemmd *session = sharing_upload(model, report->options->worker.socket);
     int code = 0;
 
-    if (!session || gemmd_get_info(session, &report->worker) < 0)
+    report->session = sharing_upload(model, report->options->worker.socket);
+    if (!report->session || gemmd_get_info(report->session, &report->worker) < 0)
         return EX_UNAVAILABLE;
     model->kernel = report->worker.kernel;
     if (!report->options->json)
@@ -330,7 +346,7 @@ static int measure(struct sharing_report *report, struct sharing_model *model)
             code = EX_SOFTWARE;
         }
     }
-    gemmd_close(&session);
+    gemmd_close(&report->session);
     return code;
 }
 

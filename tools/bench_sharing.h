@@ -69,6 +69,7 @@ struct sharing_outcome {
     bool ran;
     double rows_per_s; /* rows through one layer, of all processes */
     double pass_p50_us, pass_p99_us;
+    double rows_per_panel; /* the worker's: how many share a pass over weights; else 0 */
     uint64_t weight_bytes; /* of all processes and the worker */
     uint8_t result[16];    /* the first of the last layer's output */
 };

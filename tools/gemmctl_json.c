@@ -78,7 +78,7 @@ static json_t *layer_json(const struct gemmd_layer_info *layer)
 static json_t *session_json(const struct gemmd_session_info *session)
 {
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
-                     " s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+                     " s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
                      "session_id", INT(session->session_id), "pid", INT(session->pid), "uid",
                      INT(session->uid), "ring_entries", INT(session->ring_entries), "layers",
                      INT(session->layers), "state", session->state, "arena_bytes",

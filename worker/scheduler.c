@@ -268,7 +268,8 @@ static struct scheduler_job *oldest(const struct scheduler_queue *queue)
 
 /* The long scan that keeps a queue of `class` from starting another: one at least as urgent; or,
  * when all places are taken, the most urgent of them.  That takes scans whose leaders have left to
- * riders of lower classes: as led at their start there is at most one for each class. */
+ * riders of lower classes: as led at their start there is at most one for each class, and one that
+ * trails. */
 static struct scheduler_scan *scan_in_the_way(struct scheduler *scheduler,
                                               enum scheduler_class class)
 {

@@ -16,8 +16,8 @@
  * another, and a client gains nothing by calling everything latency.
  *
  * Short jobs (all their rows through all panels within SCHEDULER_SLICE_NS) run whole, on their own
- * scan, between the slices of long scans.  Of long scans at most one per class is under way, so
- * state is small and each ends soon.
+ * scan, between the slices of long scans.  Of long scans at most one per class is under way, and
+ * one that trails another, so state is small and each ends soon.
  */
 #ifndef GEMMD_WORKER_SCHEDULER_H
 #define GEMMD_WORKER_SCHEDULER_H

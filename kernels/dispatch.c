@@ -15,6 +15,7 @@ gemm_ukernel_fn gemm_u8s8s32_4x16c1_ref;
 gemm_epilogue_fn gemm_epilogue_ref;
 #if GEMM_X86
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
+gemm_gather_fn gemm_amx_gather;
 gemm_begin_fn gemm_amx_begin, gemm_amx_end;
 gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
 gemm_ukernel_fn gemm_u8s8s32_6x64c2_avx512;
@@ -37,14 +38,14 @@ enum { AMX_GROUP_BYTES = 1024 * 1024 };
 
 static const struct gemm_kernel kernels[] = {
 #if GEMM_X86
-    ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, gemm_epilogue_avx512, .strided_a = true,
+    ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, gemm_epilogue_avx512, .gather = gemm_amx_gather,
         .b_group_bytes = AMX_GROUP_BYTES, .begin = gemm_amx_begin, .end = gemm_amx_end),
-    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, gemm_epilogue_avx512, .strided_a = false),
-    ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, gemm_epilogue_avx2, .strided_a = false),
-    ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, gemm_epilogue_avx512, .strided_a = false),
-    ROW(2, CPU_LEVEL_AVX2, avx2, 6, 16, 2, gemm_epilogue_avx2, .strided_a = false),
+    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, gemm_epilogue_avx512),
+    ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, gemm_epilogue_avx2),
+    ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, gemm_epilogue_avx512),
+    ROW(2, CPU_LEVEL_AVX2, avx2, 6, 16, 2, gemm_epilogue_avx2),
 #endif
-    ROW(1, CPU_LEVEL_REF, ref, 4, 16, 1, gemm_epilogue_ref, .strided_a = false),
+    ROW(1, CPU_LEVEL_REF, ref, 4, 16, 1, gemm_epilogue_ref),
 };
 
 enum { KERNEL_COUNT = sizeof(kernels) / sizeof(kernels[0]) };

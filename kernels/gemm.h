@@ -68,6 +68,11 @@ enum {
 typedef void gemm_ukernel_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
                              const int8_t *panel, int32_t *acc);
 
+/* The same, and leaves the rows at copy + i * copy_stride for the next panels: as u8, and with
+ * bytes that may be read up to a multiple of GEMM_ALIGN, as `copy` and copy_stride are. */
+typedef void gemm_gather_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                            const int8_t *panel, uint8_t *copy, size_t copy_stride, int32_t *acc);
+
 /* Where a kernel has begin and end, its ukernel runs only between them, on the same thread, with
  * the m that begin got. */
 typedef void gemm_begin_fn(size_t m);
@@ -89,9 +94,9 @@ struct gemm_kernel {
     enum cpu_level level;
     uint16_t id;            /* stable number, reported in completions and stored in packed files */
     uint16_t mr, nr, kr;    /* kr: consecutive k bytes of one column that lie together in a panel */
-    bool strided_a;         /* ukernel reads rows in place only at one constant distance */
     uint32_t b_group_bytes; /* panels that pass by one tile of rows, from L2; 0: one panel */
     gemm_ukernel_fn *ukernel;
+    gemm_gather_fn *gather; /* given where ukernel reads rows in place at one distance only */
     gemm_begin_fn *begin, *end; /* both or neither */
     gemm_epilogue_fn *epilogue;
 };

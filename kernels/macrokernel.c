@@ -2,11 +2,11 @@
  * The loops around a micro-kernel.
  *
  *     for each block of rows, so small that its A stays in L2          (rows_per_block)
- *         A rows that the micro-kernel would have to copy for every panel: copy them here, once
  *         for each group of panels of B in [n_begin, n_end)    (columns_per_group; often one panel)
  *             for each tile of up to mr rows of the block
  *                 for each panel of the group
- *                     micro-kernel: acc = A tile * panel, in registers; then the epilogue to C
+ *                     micro-kernel: acc = A tile * panel, in registers; then the epilogue to C;
+ *                     rows that it would have to copy for every panel are copied at the first one
  *
  * A group is fetched once per block and then serves all its row tiles from L1 or L2; a block's A
  * rows serve all groups from L2.  k is not split: the accumulators live in registers over the whole
@@ -47,6 +47,7 @@ struct run {
     const struct gemm_weights *weights;
     const struct gemm_epilogue *epilogue;
     size_t n_begin, n_end;
+    size_t k_padded; /* to a multiple of kr; kept, because a division per panel shows at one row */
 };
 
 /* Rows [row, row + rows) of the call; a and c point at the first of them. */
@@ -54,6 +55,9 @@ struct block {
     size_t row, rows;
     const uint8_t *const *a;
     uint8_t a_flip;
+    uint8_t *copy;                /* NULL: rows are taken as they are */
+    const uint8_t *const *copied; /* its rows */
+    bool one_tile;                /* of rows in the copy: each meets all panels at once */
     void *const *c;
 };
 
@@ -76,6 +80,14 @@ static size_t rows_per_block(const struct gemm_weights *weights)
 static size_t copy_stride(const struct gemm_weights *weights)
 {
     return (round_up(weights->k, GEMM_ALIGN) / GEMM_ALIGN | 1) * GEMM_ALIGN;
+}
+
+/* Rows whose copies fit, a multiple of mr where they hold a tile of it. */
+static size_t rows_per_copy(const struct gemm_weights *weights)
+{
+    size_t fitting = A_COPY_BYTES / copy_stride(weights), mr = weights->kernel->mr;
+
+    return fitting < mr ? fitting : fitting / mr * mr;
 }
 
 static bool constant_stride(size_t rows, const uint8_t *const *a)
@@ -106,22 +118,45 @@ static size_t columns_per_group(const struct gemm_weights *weights)
     return panels && kernel->mr * weights->k <= A_TILE_BYTES ? panels * kernel->nr : kernel->nr;
 }
 
-/* Rows to copy at a time; 0: none, the micro-kernel takes them as they are.  Worth it where it
- * would copy them again for each of several panels, and where the copy holds a tile. */
-static size_t rows_per_copy(const struct run *run, size_t rows, const uint8_t *const *a,
-                            uint8_t a_flip)
+/* Whether the rows are copied: worth it where the micro-kernel would copy them again for each of
+ * several panels, and possible where the copy holds a tile. */
+static bool want_copy(const struct run *run, size_t rows, const uint8_t *const *a, uint8_t a_flip)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
-    size_t fitting = A_COPY_BYTES / copy_stride(run->weights);
 
-    if (run->n_end - run->n_begin <= kernel->nr ||
-        fitting < (rows < kernel->mr ? rows : kernel->mr))
-        return 0;
-    if (!a_flip && (!kernel->strided_a || constant_stride(rows, a)))
-        return 0;
-    if (run->n_end - run->n_begin <= columns_per_group(run->weights))
-        return tile_rows(kernel, rows); /* serves all panels from L1 */
-    return fitting < kernel->mr ? fitting : fitting / kernel->mr * kernel->mr;
+    return run->n_end - run->n_begin > kernel->nr &&
+           A_COPY_BYTES / copy_stride(run->weights) >= (rows < kernel->mr ? rows : kernel->mr) &&
+           (a_flip || (kernel->gather && !constant_stride(rows, a)));
+}
+
+/* The place in the copy of a block's row i, where a tile begins. */
+static size_t slot(const struct block *block, size_t i)
+{
+    return block->one_tile ? 0 : i;
+}
+
+/* Rows [i, i + m) of a block against the first panel, and to where the next panels find them. */
+static __attribute__((noinline)) void run_and_copy(const struct run *run,
+                                                   const struct block *block, size_t m, size_t i,
+                                                   const int8_t *panel, int32_t *acc)
+{
+    const struct gemm_kernel *kernel = run->weights->kernel;
+    size_t k = run->weights->k, stride = copy_stride(run->weights);
+    uint8_t flip = block->a_flip;
+    uint8_t *to = block->copy + slot(block, i) * stride;
+
+    if (kernel->gather) {
+        kernel->gather(m, k, block->a + i, block->a_flip, panel, to, stride, acc);
+        return;
+    }
+    for (size_t row = 0; row < m; row++, to += stride) {
+        const uint8_t *from = block->a[i + row];
+
+        for (size_t t = 0; t < k; t++)
+            to[t] = from[t] ^ flip;
+        memset(to + k, 0, run->k_padded - k);
+    }
+    kernel->ukernel(m, run->k_padded, block->copied + slot(block, i), 0, panel, acc);
 }
 
 /* Rows [i, i + height) of a block against the panel whose first column is `column`. */
@@ -130,12 +165,18 @@ static void run_tile(const struct run *run, const struct block *block, size_t he
 {
     alignas(GEMM_ALIGN) int32_t acc[GEMM_MR_MAX * GEMM_NR_MAX];
     const struct gemm_kernel *kernel = run->weights->kernel;
-    const int8_t *panel = run->weights->panels + column * round_up(run->weights->k, kernel->kr);
+    const int8_t *panel = run->weights->panels + column * run->k_padded;
     size_t n = run->n_end - column < kernel->nr ? run->n_end - column : kernel->nr;
     size_t m = block->rows - i < height ? block->rows - i : height;
     size_t again = kernel->begin ? height - m : 0; /* computed before, not written twice */
+    size_t from = i - again;
 
-    kernel->ukernel(m + again, run->weights->k, block->a + i - again, block->a_flip, panel, acc);
+    if (!block->copy)
+        kernel->ukernel(m + again, run->weights->k, block->a + from, block->a_flip, panel, acc);
+    else if (column == run->n_begin)
+        run_and_copy(run, block, m + again, from, panel, acc);
+    else
+        kernel->ukernel(m + again, run->k_padded, block->copied + slot(block, from), 0, panel, acc);
     kernel->epilogue(m, n, kernel->nr, acc + again * kernel->nr, run->epilogue, block->row + i,
                      column, block->c + i);
 }
@@ -159,34 +200,28 @@ static void run_block(const struct run *run, const struct block *block)
         kernel->end(height);
 }
 
-/* The same for a block whose rows are first copied, as u8. */
-static void run_block_copied(const struct run *run, struct block block)
+/* The same for a block whose rows are copied, as u8, when they meet the first panel. */
+static void run_block_copied(const struct run *run, struct block *block)
 {
     alignas(GEMM_ALIGN) uint8_t copy[A_COPY_BYTES];
     const uint8_t *copied[GEMM_ROWS_MAX];
-    size_t k = run->weights->k, stride = copy_stride(run->weights);
 
-    for (size_t i = 0; i < block.rows; i++) {
-        const uint8_t *from = block.a[i];
-        uint8_t *to = copy + i * stride;
-
-        copied[i] = to;
-        if (!block.a_flip)
-            memcpy(to, from, k);
-        for (size_t t = 0; t < k && block.a_flip; t++)
-            to[t] = from[t] ^ block.a_flip;
-    }
-    block.a = copied;
-    block.a_flip = 0;
-    run_block(run, &block);
+    for (size_t i = 0; i < block->rows; i++)
+        copied[i] = copy + i * copy_stride(run->weights);
+    block->copy = copy;
+    block->copied = copied;
+    block->one_tile = run->n_end - run->n_begin <= columns_per_group(run->weights);
+    run_block(run, block);
 }
 
 void gemm_run(const struct gemm_weights *weights, const struct gemm_epilogue *epilogue, size_t rows,
               const uint8_t *const *a, void *const *c, size_t n_begin, size_t n_end)
 {
-    const struct run run = {weights, epilogue, n_begin, n_end};
+    const struct run run = {weights, epilogue, n_begin, n_end,
+                            round_up(weights->k, weights->kernel->kr)};
     const uint8_t a_flip = epilogue->a_type == GEMM_TYPE_S8 ? 0x80 : 0;
-    size_t nr = weights->kernel->nr, copy_rows, step;
+    size_t nr = weights->kernel->nr, step = rows_per_block(weights);
+    bool copy;
 
     assert(rows >= 1 && rows <= GEMM_ROWS_MAX);
     assert(weights->k >= 1 && weights->k <= GEMM_K_MAX);
@@ -194,13 +229,18 @@ void gemm_run(const struct gemm_weights *weights, const struct gemm_epilogue *ep
     assert(n_begin % nr == 0 && n_end <= weights->n);
     assert(n_end % nr == 0 || n_end == weights->n);
     assert((uintptr_t)weights->panels % GEMM_ALIGN == 0);
-    copy_rows = rows_per_copy(&run, rows, a, a_flip);
-    step = copy_rows ? copy_rows : rows_per_block(weights);
+    copy = want_copy(&run, rows, a, a_flip);
+    if (copy && step > A_COPY_BYTES / copy_stride(weights))
+        step = rows_per_copy(weights);
     for (size_t i = 0; i < rows; i += step) {
-        struct block block = {i, rows - i < step ? rows - i : step, a + i, a_flip, c + i};
+        struct block block = {.row = i,
+                              .rows = rows - i < step ? rows - i : step,
+                              .a = a + i,
+                              .a_flip = a_flip,
+                              .c = c + i};
 
-        if (copy_rows)
-            run_block_copied(&run, block);
+        if (copy)
+            run_block_copied(&run, &block);
         else
             run_block(&run, &block);
     }

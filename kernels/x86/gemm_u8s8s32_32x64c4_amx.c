@@ -17,9 +17,9 @@
  * many calls, in begin and end.
  *
  * A tile load has one stride for all its rows, so rows at a constant distance are read in place,
- * and others (and s8 rows, which need their flip) from a copy; gemm_run makes that copy once for
- * all panels, what is here serves single calls.  The remainder of k modulo 64 meets a copy of the
- * panel's end, zero-padded: no byte outside rows or panel is read.
+ * and others (and s8 rows, which need their flip) from a copy.  That is made some blocks ahead of
+ * the multiplication, which hides it; gather leaves it to the next panels.  The remainder of k
+ * modulo 64 meets a copy of the panel's end, zero-padded: no byte outside rows or panel is read.
  *
  * Plain C beside the tile intrinsics: tests/kernel/amx_model.c compiles this file against a model
  * of them, for machines without AMX.
@@ -43,11 +43,13 @@ enum {
     C_STRIDE = NR * 4,
     COPY_K = 1024,             /* k of each row copied at a time: 34 KiB of stack */
     COPY_STRIDE = COPY_K + 64, /* not a power of two: rows in different sets of L1 */
+    AHEAD = 2, /* blocks copied before they are multiplied: a tile load waits for stores */
 };
 
 #define INLINE static inline __attribute__((always_inline))
 
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
+gemm_gather_fn gemm_amx_gather;
 gemm_begin_fn gemm_amx_begin, gemm_amx_end;
 gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
 
@@ -68,7 +70,45 @@ struct product {
     const int8_t *b;       /* block b at b + b * BLOCK_BYTES */
     const uint8_t *last_a; /* NULL: no more */
     const int8_t *last_b;
+    const struct gather *gather; /* NULL: `a` and last_a are there already */
 };
+
+/* Rows that are copied to a product's `a` while it is computed. */
+struct gather {
+    size_t m, bytes; /* of each row */
+    const uint8_t *const *from;
+    size_t offset; /* in each row */
+    uint8_t flip;
+    uint8_t *to; /* the product's a */
+    size_t to_stride;
+};
+
+/* Block b of each row, flipped; nothing beyond the last.  What follows a row's end only meets zeros
+ * of the panel. */
+INLINE void gather_block(const struct gather *g, size_t b)
+{
+    typedef uint8_t block_vector __attribute__((vector_size(BLOCK_K)));
+    const size_t m = g->m, stride = g->to_stride, at = b * BLOCK_K, offset = g->offset + at;
+    const size_t left = at < g->bytes ? g->bytes - at : 0;
+    const uint8_t *const *from = g->from;
+    const uint8_t flip = g->flip;
+    uint8_t *to = g->to + at;
+
+    for (size_t i = 0; i < m && left >= BLOCK_K; i++, to += stride) {
+        block_vector block;
+
+        memcpy(&block, from[i] + offset, BLOCK_K);
+        block ^= flip;
+        memcpy(to, &block, BLOCK_K);
+    }
+    for (size_t i = 0; i < m && left > 0 && left < BLOCK_K; i++, to += stride) {
+        block_vector block = {0};
+
+        memcpy(&block, from[i] + offset, left);
+        block ^= flip;
+        memcpy(to, &block, BLOCK_K);
+    }
+}
 
 /* ---- 3 to 16 rows ---------------------------------------------------------------------------- */
 
@@ -87,6 +127,7 @@ INLINE void wide_block(const uint8_t *a, size_t a_stride, const int8_t *b)
 
 static void wide(const struct product *p, int32_t *acc, int accumulate)
 {
+    const struct gather *gather = p->gather;
     const uint8_t *a = p->a;
     const int8_t *b = p->b;
 
@@ -102,6 +143,8 @@ static void wide(const struct product *p, int32_t *acc, int accumulate)
         _tile_zero(3);
     }
     for (size_t i = 0; i < p->blocks; i++) {
+        if (gather)
+            gather_block(gather, i + AHEAD);
         wide_block(a, p->a_stride, b);
         a += BLOCK_K;
         b += BLOCK_BYTES;
@@ -132,6 +175,7 @@ INLINE void tall_block(const uint8_t *a, size_t a_stride, const int8_t *b)
 static void tall(const struct product *p, size_t column, int32_t *acc, int accumulate)
 {
     int32_t *upper = acc + column, *lower = upper + TILE_ROWS * NR;
+    const struct gather *gather = p->gather;
     const uint8_t *a = p->a;
     const int8_t *b = p->b + column * KR;
 
@@ -147,6 +191,8 @@ static void tall(const struct product *p, size_t column, int32_t *acc, int accum
         _tile_zero(3);
     }
     for (size_t i = 0; i < p->blocks; i++) {
+        if (gather)
+            gather_block(gather, i + AHEAD);
         tall_block(a, p->a_stride, b);
         a += BLOCK_K;
         b += BLOCK_BYTES;
@@ -164,33 +210,24 @@ static void run(size_t m, const struct product *p, int32_t *acc, int accumulate)
     if (m <= TILE_ROWS) {
         wide(p, acc, accumulate);
     } else {
+        struct product again = *p;
+
+        again.gather = NULL;
         tall(p, 0, acc, accumulate);
-        tall(p, NR / 2, acc, accumulate);
+        tall(&again, NR / 2, acc, accumulate);
     }
 }
 
 /* ---- operands -------------------------------------------------------------------------------- */
 
+/* All of them, without an exit on the way: vectors, where a loop takes 2 % of a short call. */
 static int constant_stride(size_t m, const uint8_t *const *a)
 {
-    for (size_t i = 2; i < m; i++) {
-        if (a[i] - a[i - 1] != a[1] - a[0])
-            return 0;
-    }
-    return 1;
-}
+    ptrdiff_t differences = 0;
 
-/* One row's bytes of a block, flipped.  Those beyond `bytes` only meet the zeros of last_b. */
-INLINE void copy_block(uint8_t *to, const uint8_t *from, size_t bytes, uint8_t a_flip)
-{
-    uint8_t block __attribute__((vector_size(BLOCK_K))) = {0};
-
-    if (bytes >= BLOCK_K)
-        memcpy(&block, from, BLOCK_K);
-    else
-        memcpy(&block, from, bytes);
-    block ^= a_flip;
-    memcpy(to, &block, BLOCK_K);
+    for (size_t i = 2; i < m; i++)
+        differences |= (a[i] - a[i - 1]) ^ (a[1] - a[0]);
+    return differences == 0;
 }
 
 /* `to`: `bytes` of the panel at the end of a block of zeros, or at its beginning. */
@@ -216,28 +253,29 @@ static void run_in_place(size_t m, size_t k, const uint8_t *const *a, const int8
     run(m, &p, acc, 0);
 }
 
-static void run_copied(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
-                       const int8_t *panel, int32_t *acc)
+/* Rows copied on their way, `chunk` bytes of each at a time, to `copy`. */
+static void run_gathered(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                         const int8_t *panel, uint8_t *copy, size_t copy_stride, size_t chunk,
+                         int32_t *acc)
 {
-    _Alignas(64) uint8_t copy[MR][COPY_STRIDE];
     _Alignas(64) int8_t last[BLOCK_BYTES];
 
-    for (size_t t = 0; t < k; t += COPY_K) {
-        size_t bytes = k - t < COPY_K ? k - t : COPY_K;
+    for (size_t t = 0; t < k; t += chunk) {
+        size_t bytes = k - t < chunk ? k - t : chunk;
         size_t whole = bytes / BLOCK_K * BLOCK_K;
+        struct gather gather = {m, bytes, a, t, a_flip, copy, copy_stride};
         struct product p = {.blocks = bytes / BLOCK_K,
-                            .a = copy[0],
-                            .a_stride = COPY_STRIDE,
-                            .b = panel + t / KR * B_STRIDE};
+                            .a = copy,
+                            .a_stride = copy_stride,
+                            .b = panel + t / KR * B_STRIDE,
+                            .gather = &gather};
 
-        for (size_t i = 0; i < m; i++) {
-            for (size_t r = 0; r < bytes; r += BLOCK_K)
-                copy_block(copy[i] + r, a[i] + t + r, bytes - r, a_flip);
-        }
+        for (size_t block = 0; block < AHEAD; block++)
+            gather_block(&gather, block);
         if (whole < bytes) {
             copy_last_b(last, p.b + whole / KR * B_STRIDE, (bytes - whole + KR - 1) / KR * B_STRIDE,
                         0);
-            p.last_a = copy[0] + whole;
+            p.last_a = copy + whole;
             p.last_b = last;
         }
         run(m, &p, acc, t > 0);
@@ -273,13 +311,30 @@ void gemm_amx_end(size_t m)
         _tile_release();
 }
 
+void gemm_amx_gather(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                     const int8_t *panel, uint8_t *copy, size_t copy_stride, int32_t *acc)
+{
+    const uint8_t *const rows[SMALL_M] = {copy, copy + copy_stride};
+    const struct gather gather = {m, k, a, 0, a_flip, copy, copy_stride};
+
+    if (m > SMALL_M) {
+        run_gathered(m, k, a, a_flip, panel, copy, copy_stride, k, acc);
+        return;
+    }
+    for (size_t block = 0; block * BLOCK_K < k; block++)
+        gather_block(&gather, block);
+    gemm_u8s8s32_6x64c4_avx512vnni(m, (k + KR - 1) / KR * KR, rows, 0, panel, acc);
+}
+
 void gemm_u8s8s32_32x64c4_amx(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
                               const int8_t *panel, int32_t *acc)
 {
+    _Alignas(64) uint8_t copy[MR][COPY_STRIDE];
+
     if (m <= SMALL_M)
         gemm_u8s8s32_6x64c4_avx512vnni(m, k, a, a_flip, panel, acc);
     else if (!a_flip && k >= BLOCK_K && k % KR == 0 && constant_stride(m, a))
         run_in_place(m, k, a, panel, acc);
     else
-        run_copied(m, k, a, a_flip, panel, acc);
+        run_gathered(m, k, a, a_flip, panel, copy[0], COPY_STRIDE, COPY_K, acc);
 }

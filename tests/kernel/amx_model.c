@@ -118,6 +118,7 @@ static void few_rows(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip
 #define _tile_dpbusd                   model_dpbusd
 #define gemm_amx_begin                 amx_model_begin
 #define gemm_amx_end                   amx_model_end
+#define gemm_amx_gather                amx_model_gather
 #define gemm_u8s8s32_32x64c4_amx       amx_model_ukernel
 #define gemm_u8s8s32_6x64c4_avx512vnni few_rows
 #include "kernels/x86/gemm_u8s8s32_32x64c4_amx.c"
@@ -130,9 +131,9 @@ const struct gemm_kernel *amx_model(void)
         .mr = MR,
         .nr = NR,
         .kr = KR,
-        .strided_a = true,
         .b_group_bytes = GROUP_BYTES,
         .ukernel = amx_model_ukernel,
+        .gather = amx_model_gather,
         .begin = amx_model_begin,
         .end = amx_model_end,
         .epilogue = gemm_epilogue_ref,

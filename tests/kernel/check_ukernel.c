@@ -11,11 +11,16 @@ enum { K_SWEEP = 70 };
 
 struct operands {
     struct guard a[GEMM_MR_MAX]; /* each row between its own guard pages */
-    struct guard panel, acc;
+    struct guard panel, acc, copy;
     int8_t *b; /* nr rows of k */
     int32_t column_sums[GEMM_NR_MAX];
     size_t k_max;
 };
+
+static size_t copy_stride(size_t k)
+{
+    return (k + GEMM_ALIGN - 1) / GEMM_ALIGN * GEMM_ALIGN;
+}
 
 static void operands_open(struct operands *o, const struct gemm_kernel *kernel, size_t k_max)
 {
@@ -24,6 +29,7 @@ static void operands_open(struct operands *o, const struct gemm_kernel *kernel, 
         guard_alloc(&o->a[i], k_max);
     guard_alloc(&o->panel, gemm_packed_bytes(kernel, kernel->nr, (uint32_t)k_max));
     guard_alloc(&o->acc, kernel->mr * kernel->nr * sizeof(int32_t));
+    guard_alloc(&o->copy, kernel->mr * copy_stride(k_max));
     o->b = check_alloc(kernel->nr * k_max);
 }
 
@@ -33,30 +39,35 @@ static void operands_close(struct operands *o, const struct gemm_kernel *kernel)
         guard_free(&o->a[i]);
     guard_free(&o->panel);
     guard_free(&o->acc);
+    guard_free(&o->copy);
     free(o->b);
 }
 
+/* copy: NULL for ukernel, else where gather leaves the rows. */
 static void call(const struct gemm_kernel *kernel, size_t m, size_t k, const uint8_t *const *a,
-                 uint8_t a_flip, const int8_t *panel, int32_t *acc)
+                 uint8_t a_flip, const int8_t *panel, uint8_t *copy, int32_t *acc)
 {
     if (kernel->begin)
         kernel->begin(m);
-    kernel->ukernel(m, k, a, a_flip, panel, acc);
+    if (copy)
+        kernel->gather(m, k, a, a_flip, panel, copy, copy_stride(k), acc);
+    else
+        kernel->ukernel(m, k, a, a_flip, panel, acc);
     if (kernel->end)
         kernel->end(m);
 }
 
-/* One call on guarded operands, each element against the oracle. */
-static void check_call(const struct gemm_kernel *kernel, struct operands *o, size_t m, size_t k,
-                       enum gemm_type a_type, enum fill fill, enum guard_side side)
+/* One call on guarded operands, each element against the oracle; to_copy: of gather. */
+static void check_one(const struct gemm_kernel *kernel, struct operands *o, size_t m, size_t k,
+                      enum gemm_type a_type, enum fill fill, enum guard_side side, bool to_copy)
 {
     const uint8_t *rows[GEMM_MR_MAX];
     int32_t *acc;
-    size_t bad = 0;
+    size_t bad = 0, bad_copies = 0;
     uint32_t shift = a_type == GEMM_TYPE_S8 ? 128 : 0;
 
-    check_step("micro-kernel m=%zu k=%zu a=%s fill=%s guard=%s", m, k, shift ? "s8" : "u8",
-               fill_name(fill), side == GUARD_AFTER ? "after" : "before");
+    check_step("%s m=%zu k=%zu a=%s fill=%s guard=%s", to_copy ? "gather" : "micro-kernel", m, k,
+               shift ? "s8" : "u8", fill_name(fill), side == GUARD_AFTER ? "after" : "before");
     for (size_t i = 0; i < m; i++) {
         guard_place(&o->a[i], k, side);
         fill_a(fill, o->a[i].data, k, a_type);
@@ -68,7 +79,13 @@ static void check_call(const struct gemm_kernel *kernel, struct operands *o, siz
     guard_place(&o->acc, kernel->mr * kernel->nr * sizeof(int32_t), side);
     acc = (int32_t *)(void *)o->acc.data;
     memset(acc, 0x5a, o->acc.bytes); /* the kernel must overwrite, not add */
-    call(kernel, m, k, rows, shift ? 0x80 : 0, (const int8_t *)o->panel.data, acc);
+    guard_place(&o->copy, m * copy_stride(k), side);
+    call(kernel, m, k, rows, (uint8_t)shift, (const int8_t *)o->panel.data,
+         to_copy ? o->copy.data : NULL, acc);
+    for (size_t i = 0; i < m && to_copy; i++) {
+        for (size_t t = 0; t < k; t++)
+            bad_copies += o->copy.data[i * copy_stride(k) + t] != (uint8_t)(rows[i][t] ^ shift);
+    }
     for (size_t i = 0; i < m; i++) {
         for (size_t j = 0; j < kernel->nr; j++) {
             uint32_t expected = (uint32_t)oracle_dot(k, rows[i], a_type, o->b + j * k) +
@@ -78,6 +95,15 @@ static void check_call(const struct gemm_kernel *kernel, struct operands *o, siz
         }
     }
     check(bad == 0, "%zu of %zu sums differ", bad, m * kernel->nr);
+    check(bad_copies == 0, "%zu copied bytes differ", bad_copies);
+}
+
+static void check_call(const struct gemm_kernel *kernel, struct operands *o, size_t m, size_t k,
+                       enum gemm_type a_type, enum fill fill, enum guard_side side)
+{
+    check_one(kernel, o, m, k, a_type, fill, side, false);
+    if (kernel->gather)
+        check_one(kernel, o, m, k, a_type, fill, side, true);
 }
 
 /* Every k of the sweep with every m, and the distributions taken in turn. */
@@ -151,7 +177,7 @@ static void check_pairs(const struct gemm_kernel *kernel, uint8_t a_other, int8_
                     a[i][t] = t % 2 == own ? (uint8_t)(row + i) : a_other;
                 rows[i] = a[i];
             }
-            call(kernel, m, k, rows, 0, panel, acc);
+            call(kernel, m, k, rows, 0, panel, NULL, acc);
             for (size_t i = 0; i < m; i++) {
                 for (size_t j = 0; j < kernel->nr; j++)
                     bad += acc[i * kernel->nr + j] !=

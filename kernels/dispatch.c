@@ -25,10 +25,10 @@ gemm_epilogue_fn gemm_epilogue_avx512;
 gemm_epilogue_fn gemm_epilogue_avx2;
 #endif
 
-#define ROW(number, level_, suffix, mr_, nr_, kr_, epilogue_, ...)                                 \
+#define ROW(number, level_, suffix, mr_, nr_, kr_, n_step_, epilogue_, ...)                        \
     {                                                                                              \
         .name = "gemm_u8s8s32_" #mr_ "x" #nr_ "c" #kr_ "_" #suffix, .level = (level_),             \
-        .id = (number), .mr = (mr_), .nr = (nr_), .kr = (kr_),                                     \
+        .id = (number), .mr = (mr_), .nr = (nr_), .kr = (kr_), .n_step = (n_step_),                \
         .ukernel = gemm_u8s8s32_##mr_##x##nr_##c##kr_##_##suffix, .epilogue = (epilogue_),         \
         __VA_ARGS__                                                                                \
     }
@@ -38,14 +38,14 @@ enum { AMX_GROUP_BYTES = 1024 * 1024 };
 
 static const struct gemm_kernel kernels[] = {
 #if GEMM_X86
-    ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, gemm_epilogue_avx512, .gather = gemm_amx_gather,
+    ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, 16, gemm_epilogue_avx512, .gather = gemm_amx_gather,
         .b_group_bytes = AMX_GROUP_BYTES, .begin = gemm_amx_begin, .end = gemm_amx_end),
-    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, gemm_epilogue_avx512),
-    ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, gemm_epilogue_avx2),
-    ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, gemm_epilogue_avx512),
-    ROW(2, CPU_LEVEL_AVX2, avx2, 6, 16, 2, gemm_epilogue_avx2),
+    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, 16, gemm_epilogue_avx512),
+    ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, 16, gemm_epilogue_avx2),
+    ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, 64, gemm_epilogue_avx512),
+    ROW(2, CPU_LEVEL_AVX2, avx2, 6, 16, 2, 16, gemm_epilogue_avx2),
 #endif
-    ROW(1, CPU_LEVEL_REF, ref, 4, 16, 1, gemm_epilogue_ref),
+    ROW(1, CPU_LEVEL_REF, ref, 4, 16, 1, 16, gemm_epilogue_ref),
 };
 
 enum { KERNEL_COUNT = sizeof(kernels) / sizeof(kernels[0]) };

@@ -59,18 +59,19 @@ enum {
 
 /*
  * Micro-kernel: acc[i * nr + j] = sum over t < k of a[i][t] * panel(j, t), for i < m (1 <= m <= mr)
- * and all j < nr.  `a` holds m row pointers; row i is read only inside a[i][0 .. k), whatever k is
- * (guard pages test that).  `a_flip` is 0 for u8 rows; for s8 rows it is 0x80, and the kernel uses
- * (a ^ 0x80) as u8, that is a + 128; the caller corrects by 128 * column sum in the epilogue's
- * offset. `panel` is one packed panel of nr columns, padded to nr and kr with zeros, 64-byte
- * aligned. `acc` is 64-byte aligned.  Rows of acc beyond m are unspecified afterwards.
+ * and j < n, the panel's columns: nr, or in the last panel a multiple of n_step.  `a` holds m row
+ * pointers; row i is read only inside a[i][0 .. k), whatever k is (guard pages test that).
+ * `a_flip` is 0 for u8 rows; for s8 rows it is 0x80, and the kernel uses (a ^ 0x80) as u8, that is
+ * a + 128; the caller corrects by 128 * column sum in the epilogue's offset.  `panel` is one packed
+ * panel of n columns, padded to kr with zeros, 64-byte aligned.  `acc` is 64-byte aligned.  Its
+ * rows beyond m and columns beyond n are unspecified afterwards.
  */
-typedef void gemm_ukernel_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+typedef void gemm_ukernel_fn(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                              const int8_t *panel, int32_t *acc);
 
 /* The same, and leaves the rows at copy + i * copy_stride for the next panels: as u8, and with
  * bytes that may be read up to a multiple of GEMM_ALIGN, as `copy` and copy_stride are. */
-typedef void gemm_gather_fn(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+typedef void gemm_gather_fn(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                             const int8_t *panel, uint8_t *copy, size_t copy_stride, int32_t *acc);
 
 /* Where a kernel has begin and end, its ukernel runs only between them, on the same thread, with
@@ -94,6 +95,7 @@ struct gemm_kernel {
     enum cpu_level level;
     uint16_t id;            /* stable number, reported in completions and stored in packed files */
     uint16_t mr, nr, kr;    /* kr: consecutive k bytes of one column that lie together in a panel */
+    uint16_t n_step;        /* columns of the last panel: the next multiple of this */
     uint32_t b_group_bytes; /* panels that pass by one tile of rows, from L2; 0: one panel */
     gemm_ukernel_fn *ukernel;
     gemm_gather_fn *gather; /* given where ukernel reads rows in place at one distance only */

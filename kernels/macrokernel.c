@@ -137,8 +137,8 @@ static size_t slot(const struct block *block, size_t i)
 
 /* Rows [i, i + m) of a block against the first panel, and to where the next panels find them. */
 static __attribute__((noinline)) void run_and_copy(const struct run *run,
-                                                   const struct block *block, size_t m, size_t i,
-                                                   const int8_t *panel, int32_t *acc)
+                                                   const struct block *block, size_t m, size_t n,
+                                                   size_t i, const int8_t *panel, int32_t *acc)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
     size_t k = run->weights->k, stride = copy_stride(run->weights);
@@ -146,7 +146,7 @@ static __attribute__((noinline)) void run_and_copy(const struct run *run,
     uint8_t *to = block->copy + slot(block, i) * stride;
 
     if (kernel->gather) {
-        kernel->gather(m, k, block->a + i, block->a_flip, panel, to, stride, acc);
+        kernel->gather(m, n, k, block->a + i, block->a_flip, panel, to, stride, acc);
         return;
     }
     for (size_t row = 0; row < m; row++, to += stride) {
@@ -156,7 +156,7 @@ static __attribute__((noinline)) void run_and_copy(const struct run *run,
             to[t] = from[t] ^ flip;
         memset(to + k, 0, run->k_padded - k);
     }
-    kernel->ukernel(m, run->k_padded, block->copied + slot(block, i), 0, panel, acc);
+    kernel->ukernel(m, n, run->k_padded, block->copied + slot(block, i), 0, panel, acc);
 }
 
 /* Rows [i, i + height) of a block against the panel whose first column is `column`. */
@@ -168,15 +168,18 @@ static void run_tile(const struct run *run, const struct block *block, size_t he
     const int8_t *panel = run->weights->panels + column * run->k_padded;
     size_t n = run->n_end - column < kernel->nr ? run->n_end - column : kernel->nr;
     size_t m = block->rows - i < height ? block->rows - i : height;
+    size_t n_padded = n < kernel->nr ? round_up(n, kernel->n_step) : n;
     size_t again = kernel->begin ? height - m : 0; /* computed before, not written twice */
     size_t from = i - again;
 
     if (!block->copy)
-        kernel->ukernel(m + again, run->weights->k, block->a + from, block->a_flip, panel, acc);
+        kernel->ukernel(m + again, n_padded, run->weights->k, block->a + from, block->a_flip,
+                        panel, acc);
     else if (column == run->n_begin)
-        run_and_copy(run, block, m + again, from, panel, acc);
+        run_and_copy(run, block, m + again, n_padded, from, panel, acc);
     else
-        kernel->ukernel(m + again, run->k_padded, block->copied + slot(block, from), 0, panel, acc);
+        kernel->ukernel(m + again, n_padded, run->k_padded, block->copied + slot(block, from), 0,
+                        panel, acc);
     kernel->epilogue(m, n, kernel->nr, acc + again * kernel->nr, run->epilogue, block->row + i,
                      column, block->c + i);
 }

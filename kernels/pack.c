@@ -15,24 +15,32 @@ static size_t round_up(size_t value, size_t multiple)
     return (value + multiple - 1) / multiple * multiple;
 }
 
-/* Where panel byte (t, column) lies: the first of the kr bytes. */
-static size_t panel_offset(const struct gemm_kernel *kernel, size_t k, size_t column, size_t t)
+/* Columns that panels hold: whole panels, and in the last one a multiple of n_step. */
+static size_t padded_columns(const struct gemm_kernel *kernel, size_t n)
 {
-    size_t panel_bytes = kernel->nr * round_up(k, kernel->kr);
+    return round_up(n, kernel->n_step);
+}
 
-    return column / kernel->nr * panel_bytes + t * kernel->nr + column % kernel->nr * kernel->kr;
+/* Where panel byte (t, column) lies: the first of the kr bytes. */
+static size_t panel_offset(const struct gemm_kernel *kernel, size_t n, size_t k, size_t column,
+                           size_t t)
+{
+    size_t first = column / kernel->nr * kernel->nr, left = padded_columns(kernel, n) - first;
+    size_t columns = left < kernel->nr ? left : kernel->nr;
+
+    return first * round_up(k, kernel->kr) + t * columns + (column - first) * kernel->kr;
 }
 
 size_t gemm_packed_bytes(const struct gemm_kernel *kernel, uint32_t n, uint32_t k)
 {
-    return round_up(round_up(n, kernel->nr) * round_up(k, kernel->kr), GEMM_ALIGN);
+    return round_up(padded_columns(kernel, n) * round_up(k, kernel->kr), GEMM_ALIGN);
 }
 
 void gemm_pack(const struct gemm_kernel *kernel, uint32_t n, uint32_t k, const int8_t *b,
                size_t stride_bytes, int8_t *panels, int32_t *column_sums)
 {
     size_t kr = kernel->kr;
-    size_t n_padded = round_up(n, kernel->nr), k_padded = round_up(k, kr);
+    size_t n_padded = padded_columns(kernel, n), k_padded = round_up(k, kr);
     size_t used = n_padded * k_padded;
 
     assert(n > 0 && k > 0 && k <= GEMM_K_MAX && (uintptr_t)panels % GEMM_ALIGN == 0);
@@ -41,7 +49,7 @@ void gemm_pack(const struct gemm_kernel *kernel, uint32_t n, uint32_t k, const i
         int32_t sum = 0;
 
         for (size_t t = 0; t < k_padded; t += kr) {
-            int8_t *to = panels + panel_offset(kernel, k, j, t);
+            int8_t *to = panels + panel_offset(kernel, n, k, j, t);
             size_t have = !row || t >= k ? 0 : k - t < kr ? k - t : kr;
 
             for (size_t r = 0; r < kr; r++) {
@@ -63,7 +71,7 @@ void gemm_unpack(const struct gemm_kernel *kernel, uint32_t n, uint32_t k, const
     assert(n > 0 && k > 0 && k <= GEMM_K_MAX);
     for (size_t j = 0; j < n; j++) {
         for (size_t t = 0; t < k; t += kr)
-            memcpy(b + j * stride_bytes + t, panels + panel_offset(kernel, k, j, t),
+            memcpy(b + j * stride_bytes + t, panels + panel_offset(kernel, n, k, j, t),
                    k - t < kr ? k - t : kr);
     }
 }

@@ -1,8 +1,8 @@
 /*
  * Weights B [n x k] -> panels of a kernel's layout, with column sums.
  *
- * Panel p holds columns [p*nr, (p+1)*nr); within it, for each block of kr consecutive k, the nr
- * columns follow each other with kr bytes each:
+ * Panel p holds columns [p*nr, (p+1)*nr), the last one as many as are left, rounded up to n_step;
+ * within it, for each block of kr consecutive k, its columns follow each other with kr bytes each:
  *
  *     byte(panel p, k-block t, column j, byte r) = B[p*nr + j][t*kr + r]     (0 beyond n or k)
  *
@@ -13,7 +13,7 @@
 
 #include "kernels/gemm.h"
 
-/* Bytes of the packed panels: ceil(n/nr)*nr * ceil(k/kr)*kr, rounded up to GEMM_ALIGN. */
+/* Bytes of the packed panels: ceil(n/n_step)*n_step * ceil(k/kr)*kr, rounded up to GEMM_ALIGN. */
 size_t gemm_packed_bytes(const struct gemm_kernel *kernel, uint32_t n, uint32_t k);
 
 /* Packs b (row j at b + j*stride_bytes, k bytes each) into `panels` (gemm_packed_bytes, 64-byte

@@ -38,7 +38,7 @@ void gemm_probe_run(const struct gemm_kernel *kernel)
         if (kernel->begin)
             kernel->begin(m);
         for (size_t column = 0; column < COLUMNS; column += kernel->nr)
-            kernel->ukernel(m, DEPTH, rows + i, 0, panels + column * DEPTH, acc);
+            kernel->ukernel(m, kernel->nr, DEPTH, rows + i, 0, panels + column * DEPTH, acc);
         if (kernel->end)
             kernel->end(m);
     }

@@ -18,7 +18,7 @@
 
 /* Changes whenever the same image would be packed to other bytes for the same kernel; also with a
  * new kernel for s4 weights, which follows from the one for s8 weights. */
-#define LAYER_MEMORY_VERSION 2
+#define LAYER_MEMORY_VERSION 3
 
 /* Of a layer that gemmd_validate_layer_desc accepts. */
 uint64_t layer_memory_bytes(const struct gemm_kernel *kernel,

@@ -12,10 +12,10 @@ enum { MR = 4, NR = 16 };
 
 gemm_ukernel_fn gemm_u8s8s32_4x16c1_ref;
 
-void gemm_u8s8s32_4x16c1_ref(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
-                             const int8_t *panel, int32_t *acc)
+void gemm_u8s8s32_4x16c1_ref(size_t m, size_t n, size_t k, const uint8_t *const *a,
+                             uint8_t a_flip, const int8_t *panel, int32_t *acc)
 {
-    assert(m >= 1 && m <= MR && k >= 1 && k <= GEMM_K_MAX);
+    assert(m >= 1 && m <= MR && n == NR && k >= 1 && k <= GEMM_K_MAX);
     for (size_t i = 0; i < m; i++) {
         for (size_t j = 0; j < NR; j++) {
             int32_t sum = 0;

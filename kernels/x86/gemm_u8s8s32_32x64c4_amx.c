@@ -37,9 +37,8 @@ enum {
     TILE_ROWS = 16,
     LANES = 16, /* columns of a tile */
     BLOCK_K = 64,
-    B_STRIDE = NR * KR,                    /* from one row of a B tile to the next */
-    BLOCK_BYTES = BLOCK_K / KR * B_STRIDE, /* panel bytes of BLOCK_K k */
-    B_TILE = LANES * KR,                   /* from one B tile of a block to the next */
+    BLOCK_BYTES = BLOCK_K * NR, /* panel bytes of BLOCK_K k, of a whole panel */
+    B_TILE = LANES * KR,        /* from one B tile of a block to the next */
     C_STRIDE = NR * 4,
     COPY_K = 1024,             /* k of each row copied at a time: 34 KiB of stack */
     COPY_STRIDE = COPY_K + 64, /* not a power of two: rows in different sets of L1 */
@@ -67,7 +66,8 @@ struct product {
     size_t blocks;
     const uint8_t *a; /* row i of block b at a + b * BLOCK_K + i * a_stride */
     size_t a_stride;
-    const int8_t *b;       /* block b at b + b * BLOCK_BYTES */
+    size_t n;              /* columns */
+    const int8_t *b;       /* block b at b + b * BLOCK_K * n; rows of a B tile n * KR apart */
     const uint8_t *last_a; /* NULL: no more */
     const int8_t *last_b;
     const struct gather *gather; /* NULL: `a` and last_a are there already */
@@ -110,22 +110,31 @@ INLINE void gather_block(const struct gather *g, size_t b)
     }
 }
 
-/* ---- 3 to 16 rows ---------------------------------------------------------------------------- */
+/* ---- 3 to 16 rows: nv C tiles ---------------------------------------------------------------- */
 
-INLINE void wide_block(const uint8_t *a, size_t a_stride, const int8_t *b)
+INLINE void wide_block(size_t nv, const uint8_t *a, size_t a_stride, const int8_t *b)
 {
+    const size_t b_stride = nv * LANES * KR;
+
     _tile_loadd(4, a, a_stride);
-    _tile_loadd(5, b, B_STRIDE);
+    _tile_loadd(5, b, b_stride);
     _tile_dpbusd(0, 4, 5);
-    _tile_loadd(6, b + B_TILE, B_STRIDE);
-    _tile_dpbusd(1, 4, 6);
-    _tile_loadd(7, b + 2 * B_TILE, B_STRIDE);
-    _tile_dpbusd(2, 4, 7);
-    _tile_loadd(5, b + 3 * B_TILE, B_STRIDE);
-    _tile_dpbusd(3, 4, 5);
+    if (nv > 1) {
+        _tile_loadd(6, b + B_TILE, b_stride);
+        _tile_dpbusd(1, 4, 6);
+    }
+    if (nv > 2) {
+        _tile_loadd(7, b + 2 * B_TILE, b_stride);
+        _tile_dpbusd(2, 4, 7);
+    }
+    if (nv > 3) {
+        _tile_loadd(5, b + 3 * B_TILE, b_stride);
+        _tile_dpbusd(3, 4, 5);
+    }
 }
 
-static void wide(const struct product *p, int32_t *acc, int accumulate)
+/* For a constant nv. */
+INLINE void wide(size_t nv, const struct product *p, int32_t *acc, int accumulate)
 {
     const struct gather *gather = p->gather;
     const uint8_t *a = p->a;
@@ -145,77 +154,117 @@ static void wide(const struct product *p, int32_t *acc, int accumulate)
     for (size_t i = 0; i < p->blocks; i++) {
         if (gather)
             gather_block(gather, i + AHEAD);
-        wide_block(a, p->a_stride, b);
+        wide_block(nv, a, p->a_stride, b);
         a += BLOCK_K;
-        b += BLOCK_BYTES;
+        b += BLOCK_K * nv * LANES;
     }
     if (p->last_a)
-        wide_block(p->last_a, p->a_stride, p->last_b);
+        wide_block(nv, p->last_a, p->a_stride, p->last_b);
     _tile_stored(0, acc, C_STRIDE);
-    _tile_stored(1, acc + LANES, C_STRIDE);
-    _tile_stored(2, acc + 2 * LANES, C_STRIDE);
-    _tile_stored(3, acc + 3 * LANES, C_STRIDE);
+    if (nv > 1)
+        _tile_stored(1, acc + LANES, C_STRIDE);
+    if (nv > 2)
+        _tile_stored(2, acc + 2 * LANES, C_STRIDE);
+    if (nv > 3)
+        _tile_stored(3, acc + 3 * LANES, C_STRIDE);
 }
 
-/* ---- 17 to 32 rows --------------------------------------------------------------------------- */
+/* ---- 17 to 32 rows: 2 x 2 C tiles, or 2 x 1 -------------------------------------------------- */
 
-INLINE void tall_block(const uint8_t *a, size_t a_stride, const int8_t *b)
+INLINE void tall_block(int two, const uint8_t *a, size_t a_stride, const int8_t *b, size_t b_stride)
 {
-    _tile_loadd(6, b, B_STRIDE);
+    _tile_loadd(6, b, b_stride);
     _tile_loadd(4, a, a_stride);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, b + B_TILE, B_STRIDE);
-    _tile_dpbusd(1, 4, 7);
+    if (two) {
+        _tile_loadd(7, b + B_TILE, b_stride);
+        _tile_dpbusd(1, 4, 7);
+    }
     _tile_loadd(5, a + TILE_ROWS * a_stride, a_stride);
     _tile_dpbusd(2, 5, 6);
-    _tile_dpbusd(3, 5, 7);
+    if (two)
+        _tile_dpbusd(3, 5, 7);
 }
 
-/* The 32 columns from `column` on, 0 or 32. */
-static void tall(const struct product *p, size_t column, int32_t *acc, int accumulate)
+/* The columns from `column` on: 32, or (for a constant `two` of 0) 16. */
+INLINE void tall(int two, const struct product *p, const struct gather *gather, size_t column,
+                 int32_t *acc, int accumulate)
 {
+    const size_t b_stride = p->n * KR;
     int32_t *upper = acc + column, *lower = upper + TILE_ROWS * NR;
-    const struct gather *gather = p->gather;
     const uint8_t *a = p->a;
     const int8_t *b = p->b + column * KR;
 
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
     if (accumulate) {
         _tile_loadd(0, upper, C_STRIDE);
-        _tile_loadd(1, upper + LANES, C_STRIDE);
         _tile_loadd(2, lower, C_STRIDE);
+    }
+    if (accumulate && two) {
+        _tile_loadd(1, upper + LANES, C_STRIDE);
         _tile_loadd(3, lower + LANES, C_STRIDE);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
     }
     for (size_t i = 0; i < p->blocks; i++) {
         if (gather)
             gather_block(gather, i + AHEAD);
-        tall_block(a, p->a_stride, b);
+        tall_block(two, a, p->a_stride, b, b_stride);
         a += BLOCK_K;
-        b += BLOCK_BYTES;
+        b += BLOCK_K * p->n;
     }
     if (p->last_a)
-        tall_block(p->last_a, p->a_stride, p->last_b + column * KR);
+        tall_block(two, p->last_a, p->a_stride, p->last_b + column * KR, b_stride);
     _tile_stored(0, upper, C_STRIDE);
-    _tile_stored(1, upper + LANES, C_STRIDE);
     _tile_stored(2, lower, C_STRIDE);
-    _tile_stored(3, lower + LANES, C_STRIDE);
+    if (two) {
+        _tile_stored(1, upper + LANES, C_STRIDE);
+        _tile_stored(3, lower + LANES, C_STRIDE);
+    }
+}
+
+static void tall_pair(const struct product *p, const struct gather *gather, size_t column,
+                      int32_t *acc, int accumulate)
+{
+    tall(1, p, gather, column, acc, accumulate);
+}
+
+static void tall_single(const struct product *p, const struct gather *gather, size_t column,
+                        int32_t *acc, int accumulate)
+{
+    tall(0, p, gather, column, acc, accumulate);
+}
+
+static void wide_whole(const struct product *p, int32_t *acc, int accumulate)
+{
+    wide(4, p, acc, accumulate);
+}
+
+/* Of the last panel. */
+static void wide_part(const struct product *p, int32_t *acc, int accumulate)
+{
+    if (p->n == LANES)
+        wide(1, p, acc, accumulate);
+    else if (p->n == 2 * LANES)
+        wide(2, p, acc, accumulate);
+    else
+        wide(3, p, acc, accumulate);
 }
 
 static void run(size_t m, const struct product *p, int32_t *acc, int accumulate)
 {
-    if (m <= TILE_ROWS) {
-        wide(p, acc, accumulate);
-    } else {
-        struct product again = *p;
+    const struct gather *gather = p->gather;
+    size_t column = 0;
 
-        again.gather = NULL;
-        tall(p, 0, acc, accumulate);
-        tall(&again, NR / 2, acc, accumulate);
+    if (m <= TILE_ROWS) {
+        (p->n == NR ? wide_whole : wide_part)(p, acc, accumulate);
+        return;
     }
+    for (; p->n - column >= 2 * LANES; column += 2 * LANES, gather = NULL)
+        tall_pair(p, gather, column, acc, accumulate);
+    if (column < p->n)
+        tall_single(p, gather, column, acc, accumulate);
 }
 
 /* ---- operands -------------------------------------------------------------------------------- */
@@ -230,23 +279,24 @@ static int constant_stride(size_t m, const uint8_t *const *a)
     return differences == 0;
 }
 
-/* `to`: `bytes` of the panel at the end of a block of zeros, or at its beginning. */
-static void copy_last_b(int8_t *to, const int8_t *from, size_t bytes, int at_end)
+/* `to`: `bytes` of a panel of n columns at the end of a block of zeros, or at its beginning. */
+static void copy_last_b(int8_t *to, size_t n, const int8_t *from, size_t bytes, int at_end)
 {
-    memset(to, 0, BLOCK_BYTES);
-    memcpy(to + (at_end ? BLOCK_BYTES - bytes : 0), from, bytes);
+    memset(to, 0, BLOCK_K * n);
+    memcpy(to + (at_end ? BLOCK_K * n - bytes : 0), from, bytes);
 }
 
 /* Rows in place.  A last part of block reads the row's last BLOCK_K bytes again, against zeros. */
-static void run_in_place(size_t m, size_t k, const uint8_t *const *a, const int8_t *panel,
-                         int32_t *acc)
+static void run_in_place(size_t m, size_t n, size_t k, const uint8_t *const *a,
+                         const int8_t *panel, int32_t *acc)
 {
     _Alignas(64) int8_t last[BLOCK_BYTES];
     size_t done = k / BLOCK_K * BLOCK_K, stride = (size_t)(a[1] - a[0]);
-    struct product p = {.blocks = k / BLOCK_K, .a = a[0], .a_stride = stride, .b = panel};
+    struct product p = {
+        .blocks = k / BLOCK_K, .a = a[0], .a_stride = stride, .n = n, .b = panel};
 
     if (done < k) {
-        copy_last_b(last, panel + done / KR * B_STRIDE, (k - done) / KR * B_STRIDE, 1);
+        copy_last_b(last, n, panel + done * n, (k - done) * n, 1);
         p.last_a = a[0] + k - BLOCK_K;
         p.last_b = last;
     }
@@ -254,7 +304,7 @@ static void run_in_place(size_t m, size_t k, const uint8_t *const *a, const int8
 }
 
 /* Rows copied on their way, `chunk` bytes of each at a time, to `copy`. */
-static void run_gathered(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+static void run_gathered(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                          const int8_t *panel, uint8_t *copy, size_t copy_stride, size_t chunk,
                          int32_t *acc)
 {
@@ -267,14 +317,14 @@ static void run_gathered(size_t m, size_t k, const uint8_t *const *a, uint8_t a_
         struct product p = {.blocks = bytes / BLOCK_K,
                             .a = copy,
                             .a_stride = copy_stride,
-                            .b = panel + t / KR * B_STRIDE,
+                            .n = n,
+                            .b = panel + t * n,
                             .gather = &gather};
 
         for (size_t block = 0; block < AHEAD; block++)
             gather_block(&gather, block);
         if (whole < bytes) {
-            copy_last_b(last, p.b + whole / KR * B_STRIDE, (bytes - whole + KR - 1) / KR * B_STRIDE,
-                        0);
+            copy_last_b(last, n, p.b + whole * n, (bytes - whole + KR - 1) / KR * KR * n, 0);
             p.last_a = copy + whole;
             p.last_b = last;
         }
@@ -311,30 +361,30 @@ void gemm_amx_end(size_t m)
         _tile_release();
 }
 
-void gemm_amx_gather(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+void gemm_amx_gather(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                      const int8_t *panel, uint8_t *copy, size_t copy_stride, int32_t *acc)
 {
     const uint8_t *const rows[SMALL_M] = {copy, copy + copy_stride};
     const struct gather gather = {m, k, a, 0, a_flip, copy, copy_stride};
 
     if (m > SMALL_M) {
-        run_gathered(m, k, a, a_flip, panel, copy, copy_stride, k, acc);
+        run_gathered(m, n, k, a, a_flip, panel, copy, copy_stride, k, acc);
         return;
     }
     for (size_t block = 0; block * BLOCK_K < k; block++)
         gather_block(&gather, block);
-    gemm_u8s8s32_6x64c4_avx512vnni(m, (k + KR - 1) / KR * KR, rows, 0, panel, acc);
+    gemm_u8s8s32_6x64c4_avx512vnni(m, n, (k + KR - 1) / KR * KR, rows, 0, panel, acc);
 }
 
-void gemm_u8s8s32_32x64c4_amx(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+void gemm_u8s8s32_32x64c4_amx(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                               const int8_t *panel, int32_t *acc)
 {
     _Alignas(64) uint8_t copy[MR][COPY_STRIDE];
 
     if (m <= SMALL_M)
-        gemm_u8s8s32_6x64c4_avx512vnni(m, k, a, a_flip, panel, acc);
+        gemm_u8s8s32_6x64c4_avx512vnni(m, n, k, a, a_flip, panel, acc);
     else if (!a_flip && k >= BLOCK_K && k % KR == 0 && constant_stride(m, a))
-        run_in_place(m, k, a, panel, acc);
+        run_in_place(m, n, k, a, panel, acc);
     else
-        run_gathered(m, k, a, a_flip, panel, copy[0], COPY_STRIDE, COPY_K, acc);
+        run_gathered(m, n, k, a, a_flip, panel, copy[0], COPY_STRIDE, COPY_K, acc);
 }

@@ -169,11 +169,12 @@ static void widen_row(int16_t *to, const uint8_t *from, size_t count, uint8_t a_
         to[t] = 0;
 }
 
-void gemm_u8s8s32_6x16c2_avx2(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
-                              const int8_t *panel, int32_t *acc)
+void gemm_u8s8s32_6x16c2_avx2(size_t m, size_t n, size_t k, const uint8_t *const *a,
+                              uint8_t a_flip, const int8_t *panel, int32_t *acc)
 {
     _Alignas(32) int16_t wide[MR][COPY_K];
 
+    (void)n; /* NR, the only one */
     for (size_t t = 0; t < k; t += COPY_K) {
         size_t count = k - t < COPY_K ? k - t : COPY_K;
 

@@ -162,13 +162,14 @@ static void copy_row(uint8_t *to, const uint8_t *from, size_t bytes, uint8_t a_f
         to[t] = 0;
 }
 
-void gemm_u8s8s32_6x16c4_avxvnni(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
-                                 const int8_t *panel, int32_t *acc)
+void gemm_u8s8s32_6x16c4_avxvnni(size_t m, size_t n, size_t k, const uint8_t *const *a,
+                                 uint8_t a_flip, const int8_t *panel, int32_t *acc)
 {
     _Alignas(32) uint8_t copy[MR][COPY_BYTES];
     const uint8_t *rows[MR];
     size_t t = a_flip ? 0 : k / KR * KR;
 
+    (void)n; /* NR, the only one */
     if (t)
         tiles[m](t / KR, a, panel, acc, 0);
     while (t < k) {

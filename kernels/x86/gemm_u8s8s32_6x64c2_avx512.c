@@ -160,12 +160,13 @@ static void widen_row(int16_t *to, const uint8_t *from, size_t count, __m256i fl
     }
 }
 
-void gemm_u8s8s32_6x64c2_avx512(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
-                                const int8_t *panel, int32_t *acc)
+void gemm_u8s8s32_6x64c2_avx512(size_t m, size_t n, size_t k, const uint8_t *const *a,
+                                uint8_t a_flip, const int8_t *panel, int32_t *acc)
 {
     _Alignas(64) int16_t wide[MR][COPY_K];
     const __m256i flip = _mm256_set1_epi8((char)a_flip);
 
+    (void)n; /* NR, the only one */
     for (size_t t = 0; t < k; t += COPY_K) {
         size_t count = k - t < COPY_K ? k - t : COPY_K;
 

@@ -23,12 +23,13 @@
 
 enum {
     MR = 6,
-    NV = 4, /* zmm per row of the tile */
+    NR = 64,
+    NV = 4, /* zmm per row of a whole panel; of the last panel nv */
     KR = 4,
     LANES = 16,
-    STEP_BYTES = NV * 64,  /* panel bytes per k step */
+    UNROLL_MAX = 4,
     COPY_BYTES = 1024,     /* k bytes of each row copied at a time: 6 KiB of stack, in L1 */
-    PREFETCH_BYTES = 1024, /* four steps ahead, some 50 cycles */
+    PREFETCH_BYTES = 1024, /* four steps of a whole panel ahead, some 50 cycles */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -50,35 +51,45 @@ INLINE __m512i broadcast4(const uint8_t *p)
 }
 
 /* One row of one k step. */
-INLINE void row(const uint8_t *a, const __m512i *b, __m512i *sum)
+INLINE void row(size_t nv, const uint8_t *a, const __m512i *b, __m512i *sum)
 {
     __m512i four = broadcast4(a);
 
-    UNROLL
-    for (size_t v = 0; v < NV; v++)
-        sum[v] = _mm512_dpbusd_epi32(sum[v], four, b[v]);
+    /* Not a loop over nv, nor below over m: clang 14 keeps `sum` in memory when a loop has but one
+     * iteration. */
+    sum[0] = _mm512_dpbusd_epi32(sum[0], four, b[0]);
+    if (nv > 1)
+        sum[1] = _mm512_dpbusd_epi32(sum[1], four, b[1]);
+    if (nv > 2)
+        sum[2] = _mm512_dpbusd_epi32(sum[2], four, b[2]);
+    if (nv > 3)
+        sum[3] = _mm512_dpbusd_epi32(sum[3], four, b[3]);
 }
 
 /* One k step: 4 bytes of each of m rows, at byte t, into accumulator set `sum`. */
-INLINE void step(size_t m, const uint8_t *const *a, size_t t, const int8_t *panel, __m512i *sum)
+INLINE void step(size_t m, size_t nv, const uint8_t *const *a, size_t t, const int8_t *panel,
+                 __m512i *sum)
 {
     __m512i b[NV];
 
-    UNROLL
-    for (size_t v = 0; v < NV; v++)
-        b[v] = _mm512_load_si512(panel + v * 64);
-    /* Not a loop over m: clang 14 keeps `sum` in memory when a loop has but one iteration. */
-    row(a[0] + t, b, sum);
+    b[0] = _mm512_load_si512(panel);
+    if (nv > 1)
+        b[1] = _mm512_load_si512(panel + 64);
+    if (nv > 2)
+        b[2] = _mm512_load_si512(panel + 2 * 64);
+    if (nv > 3)
+        b[3] = _mm512_load_si512(panel + 3 * 64);
+    row(nv, a[0] + t, b, sum);
     if (m > 1)
-        row(a[1] + t, b, sum + NV);
+        row(nv, a[1] + t, b, sum + nv);
     if (m > 2)
-        row(a[2] + t, b, sum + 2 * NV);
+        row(nv, a[2] + t, b, sum + 2 * nv);
     if (m > 3)
-        row(a[3] + t, b, sum + 3 * NV);
+        row(nv, a[3] + t, b, sum + 3 * nv);
     if (m > 4)
-        row(a[4] + t, b, sum + 4 * NV);
+        row(nv, a[4] + t, b, sum + 4 * nv);
     if (m > 5)
-        row(a[5] + t, b, sum + 5 * NV);
+        row(nv, a[5] + t, b, sum + 5 * nv);
 }
 
 /* The panel is longer than L1 for k above 700: without this the multiplies wait for L2 now and then
@@ -91,61 +102,77 @@ INLINE void prefetch(const int8_t *panel, size_t bytes)
         _mm_prefetch(panel + line * 64, _MM_HINT_T0);
 }
 
-/* acc (+)= A * panel over `steps` k steps, for a constant m. */
-INLINE void tile(size_t m, size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
-                 int accumulate)
+/* k steps that accumulate apart: as many as there are registers for. */
+INLINE size_t steps_unrolled(size_t m, size_t nv)
 {
-    const size_t unroll = m == 1 ? 2 : MR / m;
+    size_t fitting = MR * NV / (m * nv);
+
+    if (m == 1 && nv == NV)
+        return 2;
+    return fitting < UNROLL_MAX ? fitting : UNROLL_MAX;
+}
+
+/* acc (+)= A * panel over `steps` k steps, for a constant m and nv. */
+INLINE void tile(size_t m, size_t nv, size_t steps, const uint8_t *const *a, const int8_t *panel,
+                 int32_t *acc, int accumulate)
+{
+    const size_t unroll = steps_unrolled(m, nv), step_bytes = nv * 64;
     __m512i sum[MR * NV];
     size_t t = 0;
 
     UNROLL
-    for (size_t i = 0; i < unroll * m * NV; i++)
+    for (size_t i = 0; i < unroll * m * nv; i++)
         sum[i] = _mm512_setzero_si512();
     if (accumulate) {
         UNROLL
-        for (size_t i = 0; i < m * NV; i++)
-            sum[i] = _mm512_load_si512(acc + i * LANES);
+        for (size_t i = 0; i < m * nv; i++)
+            sum[i] = _mm512_load_si512(acc + i / nv * NR + i % nv * LANES);
     }
     for (; t + unroll <= steps; t += unroll) {
         if (m > 1)
-            prefetch(panel + PREFETCH_BYTES, unroll * STEP_BYTES);
-        step(m, a, t * KR, panel, sum);
+            prefetch(panel + PREFETCH_BYTES, unroll * step_bytes);
+        step(m, nv, a, t * KR, panel, sum);
         if (unroll > 1)
-            step(m, a, (t + 1) * KR, panel + STEP_BYTES, sum + m * NV);
+            step(m, nv, a, (t + 1) * KR, panel + step_bytes, sum + m * nv);
         if (unroll > 2)
-            step(m, a, (t + 2) * KR, panel + 2 * STEP_BYTES, sum + 2 * m * NV);
-        panel += unroll * STEP_BYTES;
+            step(m, nv, a, (t + 2) * KR, panel + 2 * step_bytes, sum + 2 * m * nv);
+        if (unroll > 3)
+            step(m, nv, a, (t + 3) * KR, panel + 3 * step_bytes, sum + 3 * m * nv);
+        panel += unroll * step_bytes;
     }
-    for (; t < steps; t++, panel += STEP_BYTES)
-        step(m, a, t * KR, panel, sum);
+    for (; t < steps; t++, panel += step_bytes)
+        step(m, nv, a, t * KR, panel, sum);
     UNROLL
-    for (size_t i = m * NV; i < unroll * m * NV; i++)
-        sum[i % (m * NV)] = _mm512_add_epi32(sum[i % (m * NV)], sum[i]);
+    for (size_t i = m * nv; i < unroll * m * nv; i++)
+        sum[i % (m * nv)] = _mm512_add_epi32(sum[i % (m * nv)], sum[i]);
     UNROLL
-    for (size_t i = 0; i < m * NV; i++)
-        _mm512_store_si512(acc + i * LANES, sum[i]);
+    for (size_t i = 0; i < m * nv; i++)
+        _mm512_store_si512(acc + i / nv * NR + i % nv * LANES, sum[i]);
 }
 
-/* A function for each m, so that m is a constant in it. */
+/* A function for each m and nv, so that both are constants in it. */
 typedef void tile_fn(size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
                      int accumulate);
 
-#define TILE(m)                                                                                    \
-    static void tile_##m(size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc, \
-                         int accumulate)                                                           \
+#define TILE(m, nv)                                                                                \
+    static void tile_##m##_##nv(size_t steps, const uint8_t *const *a, const int8_t *panel,        \
+                                int32_t *acc, int accumulate)                                      \
     {                                                                                              \
-        tile(m, steps, a, panel, acc, accumulate);                                                 \
+        tile(m, nv, steps, a, panel, acc, accumulate);                                             \
+    }
+#define TILES(nv) TILE(1, nv) TILE(2, nv) TILE(3, nv) TILE(4, nv) TILE(5, nv) TILE(6, nv)
+
+TILES(1)
+TILES(2)
+TILES(3)
+TILES(4)
+
+#define NAMES(nv)                                                                                  \
+    {                                                                                              \
+        tile_1_##nv, tile_2_##nv, tile_3_##nv, tile_4_##nv, tile_5_##nv, tile_6_##nv               \
     }
 
-TILE(1)
-TILE(2)
-TILE(3)
-TILE(4)
-TILE(5)
-TILE(6)
-
-static tile_fn *const tiles[MR + 1] = {NULL, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
+static tile_fn *const tiles[NV][MR] = {NAMES(1), NAMES(2), NAMES(3), NAMES(4)};
 
 /* to[0 .. bytes) = from ^ flip, and anything up to the next multiple of 64: those bytes only meet
  * the zeros with which a panel is padded. */
@@ -162,16 +189,17 @@ static void copy_row(uint8_t *to, const uint8_t *from, size_t bytes, __m512i fli
     }
 }
 
-void gemm_u8s8s32_6x64c4_avx512vnni(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
-                                    const int8_t *panel, int32_t *acc)
+void gemm_u8s8s32_6x64c4_avx512vnni(size_t m, size_t n, size_t k, const uint8_t *const *a,
+                                    uint8_t a_flip, const int8_t *panel, int32_t *acc)
 {
     _Alignas(64) uint8_t copy[MR][COPY_BYTES];
+    tile_fn *const tile_of_m = tiles[n / LANES - 1][m - 1];
     const __m512i flip = _mm512_set1_epi8((char)a_flip);
     const uint8_t *rows[MR];
     size_t t = a_flip ? 0 : k / KR * KR;
 
     if (t)
-        tiles[m](t / KR, a, panel, acc, 0);
+        tile_of_m(t / KR, a, panel, acc, 0);
     while (t < k) {
         size_t bytes = k - t < COPY_BYTES ? k - t : COPY_BYTES;
 
@@ -179,7 +207,7 @@ void gemm_u8s8s32_6x64c4_avx512vnni(size_t m, size_t k, const uint8_t *const *a,
             copy_row(copy[i], a[i] + t, bytes, flip);
             rows[i] = copy[i];
         }
-        tiles[m]((bytes + KR - 1) / KR, rows, panel + t / KR * STEP_BYTES, acc, t > 0);
+        tile_of_m((bytes + KR - 1) / KR, rows, panel + t * n, acc, t > 0);
         t += bytes;
     }
 }

@@ -92,14 +92,15 @@ static void model_dpbusd(int c, int a, int b)
 gemm_ukernel_fn amx_model_ukernel;
 static gemm_ukernel_fn few_rows;
 
-static void few_rows(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+static void few_rows(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                      const int8_t *panel, int32_t *acc)
 {
     for (size_t i = 0; i < m; i++) {
-        for (size_t j = 0; j < 64; j++) {
+        for (size_t j = 0; j < n; j++) {
             acc[i * 64 + j] = 0;
             for (size_t t = 0; t < k; t++)
-                acc[i * 64 + j] += (uint8_t)(a[i][t] ^ a_flip) * panel[t / 4 * 256 + j * 4 + t % 4];
+                acc[i * 64 + j] +=
+                    (uint8_t)(a[i][t] ^ a_flip) * panel[t / 4 * n * 4 + j * 4 + t % 4];
         }
     }
 }
@@ -131,6 +132,7 @@ const struct gemm_kernel *amx_model(void)
         .mr = MR,
         .nr = NR,
         .kr = KR,
+        .n_step = LANES,
         .b_group_bytes = GROUP_BYTES,
         .ukernel = amx_model_ukernel,
         .gather = amx_model_gather,

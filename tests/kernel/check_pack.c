@@ -12,11 +12,15 @@ static int8_t expected_byte(const struct gemm_kernel *kernel, uint32_t n, uint32
 {
     size_t k_blocks = (k + kernel->kr - 1u) / kernel->kr;
     size_t panel_bytes = (size_t)kernel->nr * kernel->kr * k_blocks;
-    size_t panel = at / panel_bytes, rest = at % panel_bytes;
-    size_t t = rest / ((size_t)kernel->nr * kernel->kr), within = rest % (kernel->nr * kernel->kr);
-    size_t column = panel * kernel->nr + within / kernel->kr;
-    size_t depth = t * kernel->kr + within % kernel->kr;
+    size_t first = at / panel_bytes * kernel->nr, rest = at % panel_bytes;
+    size_t columns = (n - first + kernel->n_step - 1) / kernel->n_step * kernel->n_step;
+    size_t step, column, depth;
 
+    if (first >= n) /* padding behind the last panel */
+        return 0;
+    step = (columns < kernel->nr ? columns : kernel->nr) * kernel->kr;
+    column = first + rest % step / kernel->kr;
+    depth = rest / step * kernel->kr + rest % kernel->kr;
     return column < n && depth < k ? b[column * stride + depth] : 0;
 }
 

@@ -44,66 +44,71 @@ static void operands_close(struct operands *o, const struct gemm_kernel *kernel)
 }
 
 /* copy: NULL for ukernel, else where gather leaves the rows. */
-static void call(const struct gemm_kernel *kernel, size_t m, size_t k, const uint8_t *const *a,
-                 uint8_t a_flip, const int8_t *panel, uint8_t *copy, int32_t *acc)
+static void call(const struct gemm_kernel *kernel, size_t m, size_t n, size_t k,
+                 const uint8_t *const *a, uint8_t a_flip, const int8_t *panel, uint8_t *copy,
+                 int32_t *acc)
 {
     if (kernel->begin)
         kernel->begin(m);
     if (copy)
-        kernel->gather(m, k, a, a_flip, panel, copy, copy_stride(k), acc);
+        kernel->gather(m, n, k, a, a_flip, panel, copy, copy_stride(k), acc);
     else
-        kernel->ukernel(m, k, a, a_flip, panel, acc);
+        kernel->ukernel(m, n, k, a, a_flip, panel, acc);
     if (kernel->end)
         kernel->end(m);
 }
 
 /* One call on guarded operands, each element against the oracle; to_copy: of gather. */
-static void check_one(const struct gemm_kernel *kernel, struct operands *o, size_t m, size_t k,
-                      enum gemm_type a_type, enum fill fill, enum guard_side side, bool to_copy)
+static void check_one(const struct gemm_kernel *kernel, struct operands *o, size_t m, size_t n,
+                      size_t k, enum gemm_type a_type, enum fill fill, enum guard_side side,
+                      bool to_copy)
 {
     const uint8_t *rows[GEMM_MR_MAX];
     int32_t *acc;
     size_t bad = 0, bad_copies = 0;
     uint32_t shift = a_type == GEMM_TYPE_S8 ? 128 : 0;
 
-    check_step("%s m=%zu k=%zu a=%s fill=%s guard=%s", to_copy ? "gather" : "micro-kernel", m, k,
-               shift ? "s8" : "u8", fill_name(fill), side == GUARD_AFTER ? "after" : "before");
+    check_step("%s m=%zu n=%zu k=%zu a=%s fill=%s guard=%s", to_copy ? "gather" : "ukernel", m, n,
+               k, shift ? "s8" : "u8", fill_name(fill), side == GUARD_AFTER ? "after" : "before");
     for (size_t i = 0; i < m; i++) {
         guard_place(&o->a[i], k, side);
         fill_a(fill, o->a[i].data, k, a_type);
         rows[i] = o->a[i].data;
     }
-    fill_b(fill, o->b, kernel->nr * k);
-    guard_place(&o->panel, gemm_packed_bytes(kernel, kernel->nr, (uint32_t)k), side);
-    gemm_pack(kernel, kernel->nr, (uint32_t)k, o->b, k, (int8_t *)o->panel.data, o->column_sums);
+    fill_b(fill, o->b, n * k);
+    guard_place(&o->panel, gemm_packed_bytes(kernel, (uint32_t)n, (uint32_t)k), side);
+    gemm_pack(kernel, (uint32_t)n, (uint32_t)k, o->b, k, (int8_t *)o->panel.data, o->column_sums);
     guard_place(&o->acc, kernel->mr * kernel->nr * sizeof(int32_t), side);
     acc = (int32_t *)(void *)o->acc.data;
     memset(acc, 0x5a, o->acc.bytes); /* the kernel must overwrite, not add */
     guard_place(&o->copy, m * copy_stride(k), side);
-    call(kernel, m, k, rows, (uint8_t)shift, (const int8_t *)o->panel.data,
+    call(kernel, m, n, k, rows, (uint8_t)shift, (const int8_t *)o->panel.data,
          to_copy ? o->copy.data : NULL, acc);
     for (size_t i = 0; i < m && to_copy; i++) {
         for (size_t t = 0; t < k; t++)
             bad_copies += o->copy.data[i * copy_stride(k) + t] != (uint8_t)(rows[i][t] ^ shift);
     }
     for (size_t i = 0; i < m; i++) {
-        for (size_t j = 0; j < kernel->nr; j++) {
+        for (size_t j = 0; j < n; j++) {
             uint32_t expected = (uint32_t)oracle_dot(k, rows[i], a_type, o->b + j * k) +
                                 shift * (uint32_t)o->column_sums[j];
 
             bad += (uint32_t)acc[i * kernel->nr + j] != expected;
         }
     }
-    check(bad == 0, "%zu of %zu sums differ", bad, m * kernel->nr);
+    check(bad == 0, "%zu of %zu sums differ", bad, m * n);
     check(bad_copies == 0, "%zu copied bytes differ", bad_copies);
 }
 
+/* A whole panel; and at random what the last panel may be, and how gather is called. */
 static void check_call(const struct gemm_kernel *kernel, struct operands *o, size_t m, size_t k,
                        enum gemm_type a_type, enum fill fill, enum guard_side side)
 {
-    check_one(kernel, o, m, k, a_type, fill, side, false);
-    if (kernel->gather)
-        check_one(kernel, o, m, k, a_type, fill, side, true);
+    size_t n = (1 + random_below(kernel->nr / kernel->n_step)) * kernel->n_step;
+
+    check_one(kernel, o, m, kernel->nr, k, a_type, fill, side, false);
+    if (kernel->gather || n < kernel->nr)
+        check_one(kernel, o, m, n, k, a_type, fill, side, kernel->gather && random_below(4));
 }
 
 /* Every k of the sweep with every m, and the distributions taken in turn. */
@@ -177,7 +182,7 @@ static void check_pairs(const struct gemm_kernel *kernel, uint8_t a_other, int8_
                     a[i][t] = t % 2 == own ? (uint8_t)(row + i) : a_other;
                 rows[i] = a[i];
             }
-            call(kernel, m, k, rows, 0, panel, NULL, acc);
+            call(kernel, m, kernel->nr, k, rows, 0, panel, NULL, acc);
             for (size_t i = 0; i < m; i++) {
                 for (size_t j = 0; j < kernel->nr; j++)
                     bad += acc[i * kernel->nr + j] !=

@@ -95,7 +95,8 @@ void check_cpu(void)
     for (size_t i = 0; i < count; i++) {
         check_step("table row %s", rows[i].name);
         check(rows[i].mr <= GEMM_MR_MAX && rows[i].nr <= GEMM_NR_MAX &&
-                  GEMM_NR_MAX % rows[i].nr == 0 && rows[i].nr * 4 % GEMM_ALIGN == 0,
+                  GEMM_NR_MAX % rows[i].nr == 0 && rows[i].nr % rows[i].n_step == 0 &&
+                  rows[i].nr * 4 % GEMM_ALIGN == 0,
               "tile %ux%u", rows[i].mr, rows[i].nr);
         check(gemm_select(1u << rows[i].level) == &rows[i], "does not select itself");
         for (size_t j = 0; j < i; j++)

@@ -178,9 +178,9 @@ INLINE void tile(enum gemm_type c_type, enum gemm_activation activation, int ext
 
 /*
  * The common tile of a quantised network: u8, RELU, zero point 0, no per-row step, all 64 columns.
- * After RELU q is not negative, and vcvtps2dq gives 0x80000000 from 2^31 on, infinity included,
- * which the unsigned saturation of vpmovusdb takes to 255: both bounds of the clamp are for
- * nothing, and a row of 64 outputs takes 36 operations on the two vector ports instead of 48.
+ * Packing four vectors at a time saturates below at 0, so RELU and the lower bound of the clamp are
+ * for nothing: a row of 64 outputs takes 32 operations on the two vector ports instead of 48, and
+ * one store.  The upper bound stays, because vcvtps2dq gives 0x80000000 from 2^31 on.
  */
 enum { U8_RELU_COLUMNS = 64, U8_RELU_VECTORS = U8_RELU_COLUMNS / LANES };
 
@@ -195,7 +195,10 @@ INLINE int is_u8_relu(const struct gemm_epilogue *epilogue, size_t n)
 static void tile_u8_relu(size_t m, size_t nr, const int32_t *acc,
                          const struct gemm_epilogue *epilogue, size_t column, void *const *c)
 {
-    const __m512 inverse = _mm512_set1_ps(epilogue->inverse_c_scale);
+    const __m512 inverse = _mm512_set1_ps(epilogue->inverse_c_scale), most = _mm512_set1_ps(255);
+    /* The packs keep to 128-bit lanes: dword 4 * lane + v of their result belongs to vector v. */
+    const __m512i order =
+        _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
     __m512i offset[U8_RELU_VECTORS];
     __m512 scale[U8_RELU_VECTORS], bias[U8_RELU_VECTORS];
 
@@ -205,17 +208,19 @@ static void tile_u8_relu(size_t m, size_t nr, const int32_t *acc,
         bias[v] = _mm512_load_ps(epilogue->bias + column + v * LANES);
     }
     for (size_t i = 0; i < m; i++) {
-        uint8_t *to = (uint8_t *)c[i] + column;
+        __m512i q[U8_RELU_VECTORS], packed;
 
         for (size_t v = 0; v < U8_RELU_VECTORS; v++) {
             __m512i sum = _mm512_load_si512(acc + i * nr + v * LANES);
             __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, offset[v]));
 
-            f = _mm512_add_ps(_mm512_mul_ps(f, scale[v]), bias[v]);
-            f = _mm512_mul_ps(_mm512_max_ps(f, _mm512_setzero_ps()), inverse);
-            _mm_storeu_si128((__m128i *)(to + v * LANES),
-                             _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(f)));
+            f = _mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(f, scale[v]), bias[v]), inverse);
+            q[v] = _mm512_cvtps_epi32(_mm512_min_ps(f, most));
         }
+        packed = _mm512_packus_epi16(_mm512_packus_epi32(q[0], q[1]),
+                                     _mm512_packus_epi32(q[2], q[3]));
+        packed = _mm512_permutexvar_epi32(order, packed);
+        _mm512_storeu_si512((uint8_t *)c[i] + column, packed);
     }
 }
 

@@ -33,7 +33,8 @@ enum {
     MR = 32,
     NR = 64,
     KR = 4,
-    SMALL_M = 2, /* kernels/README.md has both sides' figures */
+    SMALL_M = 2,   /* kernels/README.md has both sides' figures */
+    VECTOR_MR = 6, /* of the vector kernel */
     TILE_ROWS = 16,
     LANES = 16, /* columns of a tile */
     BLOCK_K = 64,
@@ -361,19 +362,32 @@ void gemm_amx_end(size_t m)
         _tile_release();
 }
 
+/* Few rows or a short k: the vector kernel, on the same panel. */
+static int for_vectors(size_t m, size_t k)
+{
+    return m <= SMALL_M || k < BLOCK_K;
+}
+
+static void run_vectors(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                        const int8_t *panel, int32_t *acc)
+{
+    for (size_t i = 0; i < m; i += VECTOR_MR)
+        gemm_u8s8s32_6x64c4_avx512vnni(m - i < VECTOR_MR ? m - i : VECTOR_MR, n, k, a + i, a_flip,
+                                       panel, acc + i * NR);
+}
+
 void gemm_amx_gather(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                      const int8_t *panel, uint8_t *copy, size_t copy_stride, int32_t *acc)
 {
-    const uint8_t *const rows[SMALL_M] = {copy, copy + copy_stride};
     const struct gather gather = {m, k, a, 0, a_flip, copy, copy_stride};
 
-    if (m > SMALL_M) {
+    if (!for_vectors(m, k)) {
         run_gathered(m, n, k, a, a_flip, panel, copy, copy_stride, k, acc);
         return;
     }
     for (size_t block = 0; block * BLOCK_K < k; block++)
         gather_block(&gather, block);
-    gemm_u8s8s32_6x64c4_avx512vnni(m, n, (k + KR - 1) / KR * KR, rows, 0, panel, acc);
+    run_vectors(m, n, k, a, a_flip, panel, acc);
 }
 
 void gemm_u8s8s32_32x64c4_amx(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
@@ -381,9 +395,9 @@ void gemm_u8s8s32_32x64c4_amx(size_t m, size_t n, size_t k, const uint8_t *const
 {
     _Alignas(64) uint8_t copy[MR][COPY_STRIDE];
 
-    if (m <= SMALL_M)
-        gemm_u8s8s32_6x64c4_avx512vnni(m, n, k, a, a_flip, panel, acc);
-    else if (!a_flip && k >= BLOCK_K && k % KR == 0 && constant_stride(m, a))
+    if (for_vectors(m, k))
+        run_vectors(m, n, k, a, a_flip, panel, acc);
+    else if (!a_flip && k % KR == 0 && constant_stride(m, a))
         run_in_place(m, n, k, a, panel, acc);
     else
         run_gathered(m, n, k, a, a_flip, panel, copy[0], COPY_STRIDE, COPY_K, acc);

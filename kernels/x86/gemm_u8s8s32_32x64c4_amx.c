@@ -3,13 +3,14 @@
  * is exact (it adds four u8*s8 products to an s32, as vpdpbusd does).
  *
  * The panel is that of gemm_u8s8s32_6x64c4_avx512vnni.c: a B tile (16 columns, 64 k) is 16 rows of
- * 64 bytes in it, 256 bytes apart.  So up to SMALL_M rows are left to that kernel, on the same
- * panel.
+ * 64 bytes in it, 256 bytes apart.  So up to SMALL_M rows, and a k below a tile's, are left to that
+ * kernel, on the same panel.
  *
  *     17-32 rows: 2 x 2 C tiles, then the same for the other 32 columns:  4 tile loads, 4 tdpbusd
  *     3-16 rows:  1 x 4 C tiles, all 64 columns:                          5 tile loads, 4 tdpbusd
  *
- * of at most 16 cycles each; a tile load takes 8 from L1.  The tiles of a long k come from L2,
+ * of at most 16 cycles each; a tile load takes 8 from L1.  The last panel has as many columns of
+ * tiles as it needs.  The tiles of a long k come from L2,
  * which yields some 50 bytes a cycle where 2 x 2 tiles ask for 64: that is the bound for k above
  * 400 (kernels/README.md).  Software prefetch into L1, one to three blocks ahead, gained nothing.
  *

@@ -11,13 +11,11 @@
 #include <stdint.h>
 
 struct session;
-struct layer;
 
 enum mailbox_op {
     MAILBOX_ATTACH, /* serve the session from now on */
     MAILBOX_DETACH, /* forget it: nothing of it is touched after the answer */
-    MAILBOX_LAYER,  /* session->ring.layers[layer_id] = {layer, gen}; a job that runs on the old one
-                       is completed with LAYER_STALE */
+    MAILBOX_CLOSE_LAYER, /* session->ring.layers[layer_id]; its jobs complete with LAYER_STALE */
     MAILBOX_DRAIN,  /* complete what is submitted, then tell the clients that it is over */
     MAILBOX_STOP,   /* end the thread */
 };
@@ -25,8 +23,7 @@ enum mailbox_op {
 struct mailbox_order {
     enum mailbox_op op;
     struct session *session;
-    uint32_t layer_id, layer_gen;
-    struct layer *layer;
+    uint32_t layer_id;
 };
 
 struct mailbox;

@@ -24,21 +24,6 @@ static void close_upload(struct control *control, struct session *session)
     memset(upload, 0, sizeof(*upload));
 }
 
-static void set_entry(struct control *control, struct session *session, uint32_t layer_id,
-                      struct layer *layer, uint32_t gen)
-{
-    const struct mailbox_order order = {.op = MAILBOX_LAYER,
-                                        .session = session,
-                                        .layer_id = layer_id,
-                                        .layer_gen = gen,
-                                        .layer = layer};
-
-    if (session->attached)
-        mailbox_call(control->config.mailbox, &order);
-    else /* control only: no dispatcher reads it */
-        session->ring.layers[layer_id] = (struct session_layer){.layer = layer, .gen = gen};
-}
-
 /* Gives the session a handle of `layer`. */
 static enum gemmd_status open_layer(struct control *control, struct session *session,
                                     struct layer *layer, uint64_t bytes_new,
@@ -60,16 +45,21 @@ static enum gemmd_status open_layer(struct control *control, struct session *ses
     reply->desc = layer->desc;
     memcpy(reply->content_id, layer->content_id, sizeof(reply->content_id));
     reply->weight_bytes_new = bytes_new;
-    set_entry(control, session, id, layer, reply->layer_gen);
+    session_layer_open(&session->ring.layers[id], layer, reply->layer_gen);
     return GEMMD_STATUS_OK;
 }
 
 static void close_layer(struct control *control, struct session *session, uint32_t id)
 {
-    struct session_layer entry = session->ring.layers[id];
+    const struct mailbox_order order = {
+        .op = MAILBOX_CLOSE_LAYER, .session = session, .layer_id = id};
+    struct layer *layer = session->ring.layers[id].layer;
 
-    set_entry(control, session, id, NULL, entry.gen);
-    layer_release(control->config.layers, entry.layer);
+    if (session->attached)
+        mailbox_call(control->config.mailbox, &order);
+    else /* control only: no dispatcher reads it */
+        session->ring.layers[id].layer = NULL;
+    layer_release(control->config.layers, layer);
     session->layer_count--;
 }
 

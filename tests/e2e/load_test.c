@@ -10,9 +10,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "tests/e2e/kept_layers.h"
 #include "tests/e2e/layer_case.h"
 #include "tests/e2e/machine.h"
@@ -348,47 +345,6 @@ static void test_loading_beside_others(void **state)
     harness_stop(&worker);
 }
 
-/* A second process creates what exists: it hashes, asks, and attaches. */
-static void test_second_creator(void **state)
-{
-    static const char *const arguments[] = {"--pool-bytes", "512M", NULL};
-    struct harness_worker worker;
-    uint64_t total_ns = 0, hash_ns = 0, bytes = 0, new_bytes = 0;
-    struct gemmd_info before, after;
-    struct gemmd *session;
-    uint64_t sum = 0;
-
-    (void)state;
-    harness_start(&worker, arguments, NULL);
-    create_layers(&worker, LAYERS);
-    before = info_of(&worker);
-    session = session_with(worker.socket, 64, 1 << 20, -1);
-    for (unsigned i = 0; i < LAYERS; i++) {
-        const struct gemmd_layer_desc *desc = &layers[i].desc;
-        struct gemmd_layer *handle;
-        uint64_t start_ns = machine_now_ns();
-
-        assert_int_equal(gemmd_layer_create(session, desc, &handle), 1);
-        total_ns += machine_now_ns() - start_ns;
-        new_bytes += gemmd_layer_bytes_new(handle);
-        start_ns = machine_now_ns();
-        sum += XXH3_128bits(desc->weights, (size_t)desc->n * desc->k).low64;
-        hash_ns += machine_now_ns() - start_ns;
-        bytes += (uint64_t)desc->n * desc->k;
-    }
-    after = info_of(&worker);
-    assert_int_equal(new_bytes, 0);
-    assert_int_not_equal(sum, 0); /* it was computed */
-    assert_int_equal(after.pool_bytes, before.pool_bytes);
-    assert_int_equal(after.layer_count, LAYERS);
-    print_message("second creator of %.0f MiB: %.2f ms, hashing alone %.2f ms: %.2f ms per GiB "
-                  "beyond hashing; 0 bytes new\n", (double)bytes / (1 << 20),
-                  (double)total_ns / 1e6, (double)hash_ns / 1e6,
-                  ((double)total_ns - (double)hash_ns) / 1e6 / ((double)bytes / (1 << 30)));
-    gemmd_close(&session);
-    harness_stop(&worker);
-}
-
 static int set_up(void **state)
 {
     static const struct layer_kind float_rows = {.a_type = GEMMD_TYPE_F32,
@@ -449,7 +405,6 @@ int main(void)
         cmocka_unit_test(test_switch),
         cmocka_unit_test(test_operators_names_are_kept),
         cmocka_unit_test(test_loading_beside_others),
-        cmocka_unit_test(test_second_creator),
     };
 
     return HARNESS_RUN(tests, set_up, tear_down, 110);

@@ -216,21 +216,6 @@ void extent_unmap(struct extent **extent_p)
     *extent_p = NULL;
 }
 
-/* A recycled range holds an older layer's bytes. */
-static int clear(struct extent *extent, const struct extent_block *block)
-{
-    bool was_writable = extent->writable;
-    int error;
-
-    if (extent->fresh)
-        return 0;
-    error = extent_set_writable(extent, true);
-    if (error < 0)
-        return error;
-    memset(extent->memory + block->offset, 0, block->bytes);
-    return extent_set_writable(extent, was_writable);
-}
-
 /* Cuts `block` in two at `bytes`. */
 static bool split(struct extent_block *block, uint64_t bytes)
 {
@@ -264,24 +249,14 @@ uint64_t extent_best_fit(const struct extent *extent, uint64_t bytes)
     return block ? block->bytes : 0;
 }
 
-void *extent_alloc(struct extent *extent, uint64_t bytes, int *error_p)
+void *extent_take(struct extent *extent, uint64_t bytes)
 {
     struct extent_block *block = best_fit(extent, bytes);
 
-    *error_p = 0;
-    if (!block)
+    if (!block || !split(block, bytes))
         return NULL;
-    if (!split(block, bytes)) {
-        *error_p = -ENOMEM;
-        return NULL;
-    }
     block->used = true;
     extent->bytes_used += bytes;
-    *error_p = clear(extent, block);
-    if (*error_p < 0) {
-        extent_free(extent, extent->memory + block->offset);
-        return NULL;
-    }
     return extent->memory + block->offset;
 }
 

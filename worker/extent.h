@@ -50,8 +50,8 @@ int extent_adopt(struct extent **out, enum extent_rung rung, uint64_t bytes, int
 
 /* Bytes of the shortest free range of at least `bytes`; 0: there is none. */
 uint64_t extent_best_fit(const struct extent *extent, uint64_t bytes);
-/* Best fit; NULL with *error_p = 0 (no range is long enough) or -errno.  Zeroed, read-only. */
-void *extent_alloc(struct extent *extent, uint64_t bytes, int *error_p);
+/* Best fit; NULL: no range is long enough, or no memory for the list. */
+void *extent_take(struct extent *extent, uint64_t bytes);
 /* Takes a free range where it is; NULL: not free, not inside, no memory.  Keeps its bytes. */
 void *extent_claim(struct extent *extent, uint64_t offset, uint64_t bytes);
 /* False: no such allocation here. */

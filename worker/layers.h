@@ -113,10 +113,41 @@ struct layer *layers_scrub(struct layers *layers, uint64_t bytes);
 
 /* ---- layers_build.c -------------------------------------------------------------------------- */
 
-/* Packs an image (private to the caller, already of the right size) into a layer of `uid`.
- * Checks values and hash.  If the registry has the content already, the packed bytes are compared
- * and the existing layer is returned (*bytes_new = 0).  *out has no reference taken. OK, B_SCALE,
- * BIAS, CONTENT, POOL_FULL, QUOTA, LAYERS_FULL, NO_MEMORY, INTERNAL. */
+enum layer_build_step { LAYER_BUILD_CHECK, LAYER_BUILD_MAP, LAYER_BUILD_FILL, LAYER_BUILD_DONE };
+
+/* Packs an image into a layer, in steps whose slow parts may run on another thread: some 2 s for
+ * 4 GiB in all.  Checks values and hash.  If the registry has the content already, the packed bytes
+ * are compared and the existing layer is the result. */
+struct layer_build {
+    /* the caller's, from begin to DONE */
+    struct gemmd_layer_desc_abi desc;
+    const void *image; /* private, of the right size */
+    uint64_t content_id[2];
+    uint32_t uid;
+    /* the result */
+    enum gemmd_status status; /* OK, B_SCALE, BIAS, CONTENT, POOL_FULL, QUOTA, LAYERS_FULL,
+                                 NO_MEMORY, INTERNAL */
+    struct layer *layer;      /* with a reference of the caller's to release; NULL unless OK */
+    uint64_t bytes_new;       /* 0: it was there */
+    /* inside */
+    enum layer_build_step step;
+    const struct gemm_kernel *kernel;
+    struct layer *twin; /* has the content; a reference is taken */
+    bool same;          /* and the bytes */
+    bool has_request;
+    struct pool_request request;
+    uint64_t checksum[2];
+};
+
+/* begin, then run and next in turn until next says false.  run: any thread; it touches nothing of
+ * the registry that others could change meanwhile.  abort: instead of next, at any time that run is
+ * not under way; the status is the caller's to choose. */
+void layer_build_begin(struct layers *layers, struct layer_build *build);
+void layer_build_run(struct layer_build *build);
+bool layer_build_next(struct layers *layers, struct layer_build *build);
+void layer_build_abort(struct layers *layers, struct layer_build *build);
+
+/* All of it at once.  *out has no reference taken. */
 enum gemmd_status layers_create(struct layers *layers, const struct gemmd_layer_desc_abi *desc,
                                 const void *image, const uint64_t content_id[2], uint32_t uid,
                                 struct layer **out, uint64_t *bytes_new);

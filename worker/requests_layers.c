@@ -13,21 +13,9 @@
 /* An upload may pause for so long while others want its room. */
 #define UPLOAD_IDLE_NS UINT64_C(5000000000)
 
-static void close_upload(struct control *control, struct session *session)
-{
-    struct session_upload *upload = &session->upload;
-
-    if (!upload->data)
-        return;
-    control->staging_bytes -= upload->image.bytes;
-    munmap(upload->data, upload->image.bytes);
-    memset(upload, 0, sizeof(*upload));
-}
-
-/* Gives the session a handle of `layer`. */
-static enum gemmd_status open_layer(struct control *control, struct session *session,
-                                    struct layer *layer, uint64_t bytes_new,
-                                    struct control_answer *answer)
+enum gemmd_status requests_open_layer(struct control *control, struct session *session,
+                                      struct layer *layer, uint64_t bytes_new,
+                                      struct control_answer *answer)
 {
     struct gemmd_msg_layer_reply *reply = &answer->reply.layer;
     uint32_t id = 0;
@@ -75,10 +63,10 @@ static bool make_staging_room(struct control *control, uint64_t bytes)
          slot < GEMMD_WORKER_SESSIONS_MAX && control->staging_bytes > room - bytes; slot++) {
         struct session *session = control->sessions[slot];
 
-        if (session && session->upload.data &&
+        if (session && session->upload.data && !session->commit_order &&
             now_ns - session->upload.touched_ns > UPLOAD_IDLE_NS) {
             log_warn(LOG_TOPIC_LAYERS, "the idle upload of session %u gives way", session->id);
-            close_upload(control, session);
+            requests_close_upload(control, session);
         }
     }
     return control->staging_bytes <= room - bytes;
@@ -100,12 +88,12 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
         return status;
     if (session->control_only)
         return GEMMD_STATUS_STATE; /* it has no arena to upload through */
-    close_upload(control, session);
+    requests_close_upload(control, session);
     layer = layers_find(control->config.layers, create->content_id, session->uid);
     if (layer && memcmp(&layer->desc, &create->desc, sizeof(create->desc)) == 0) {
         status = layers_set_name(control->config.layers, layer, create->name);
         if (status == GEMMD_STATUS_OK)
-            status = open_layer(control, session, layer, 0, answer);
+            status = requests_open_layer(control, session, layer, 0, answer);
         if (status == GEMMD_STATUS_OK)
             gemmd_counter_add(&control->config.stats->layers_attached, 1);
         return status;
@@ -151,31 +139,6 @@ enum gemmd_status handle_layer_data(struct control *control, struct session *ses
     return GEMMD_STATUS_OK;
 }
 
-enum gemmd_status handle_layer_commit(struct control *control, struct session *session,
-                                      const void *request, struct control_answer *answer)
-{
-    struct session_upload *upload = &session->upload;
-    struct layer *layer;
-    uint64_t bytes_new;
-    enum gemmd_status status;
-
-    (void)request;
-    if (!upload->data || upload->received != upload->image.bytes)
-        return GEMMD_STATUS_UPLOAD;
-    status = layers_create(control->config.layers, &upload->desc, upload->data, upload->content_id,
-                           session->uid, &layer, &bytes_new);
-    if (status == GEMMD_STATUS_OK)
-        status = layers_set_name(control->config.layers, layer, upload->name);
-    if (status == GEMMD_STATUS_OK)
-        status = open_layer(control, session, layer, bytes_new, answer);
-    if (status == GEMMD_STATUS_OK)
-        gemmd_counter_add(bytes_new ? &control->config.stats->layers_created
-                                    : &control->config.stats->layers_attached,
-                          1);
-    close_upload(control, session);
-    return status;
-}
-
 enum gemmd_status handle_layer_open(struct control *control, struct session *session,
                                     const void *request, struct control_answer *answer)
 {
@@ -186,7 +149,8 @@ enum gemmd_status handle_layer_open(struct control *control, struct session *ses
     if (status != GEMMD_STATUS_OK)
         return status;
     layer = layers_find_name(control->config.layers, open->name);
-    return layer ? open_layer(control, session, layer, 0, answer) : GEMMD_STATUS_NAME_UNKNOWN;
+    return layer ? requests_open_layer(control, session, layer, 0, answer)
+                 : GEMMD_STATUS_NAME_UNKNOWN;
 }
 
 enum gemmd_status handle_layer_close(struct control *control, struct session *session,
@@ -208,7 +172,8 @@ enum gemmd_status handle_layer_close(struct control *control, struct session *se
 void control_release_session(struct control *control, struct session *session)
 {
     requests_end_load(control, session);
-    close_upload(control, session);
+    requests_forget_commit(control, session);
+    requests_close_upload(control, session);
     for (uint32_t id = 0; id < GEMMD_SESSION_LAYERS_MAX; id++)
         if (session->ring.layers[id].layer)
             layer_release(control->config.layers, session->ring.layers[id].layer);

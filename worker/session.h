@@ -122,6 +122,8 @@ struct session {
     uint32_t ring_entries;
     struct segment c2w, w2c, arena;
     struct session_upload upload;
+    uint64_t commit_order;  /* its upload waits for the helper, the lowest first; 0: it does not */
+    uint32_t commit_serial; /* of the request */
     uint32_t layer_count; /* open entries of ring.layers */
     struct session_ring ring;
 };

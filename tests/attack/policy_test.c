@@ -179,7 +179,7 @@ static pid_t thread_named(pid_t pid, const char *wanted)
 }
 
 /* Lines of strace -f: "PID name(…". */
-static void read_trace(const char *path, pid_t control, pid_t watchdog)
+static void read_trace(const char *path, pid_t control, pid_t watchdog, pid_t helper)
 {
     char line[4096], name[64];
     FILE *file = fopen(path, "re");
@@ -193,7 +193,10 @@ static void read_trace(const char *path, pid_t control, pid_t watchdog)
         if (sscanf(line, "%d %63[a-z0-9_](", &pid, name) != 2 || strstr(line, "resumed>"))
             continue;
         /* The others: the dispatcher and the compute threads. */
-        thread = pid == control ? SANDBOX_C : pid == watchdog ? SANDBOX_W : SANDBOX_D;
+        thread = pid == control    ? SANDBOX_C
+                 : pid == watchdog ? SANDBOX_W
+                 : pid == helper   ? SANDBOX_H
+                                   : SANDBOX_D;
         for (size_t i = 0; i < RULE_COUNT; i++)
             if (strcmp(rules[i].name, name) == 0) {
                 seen[i] |= thread & rules[i].threads;
@@ -217,7 +220,7 @@ static void use_worker(void)
     struct raw raw;
     int file;
 
-    layer_case_plain(&large, 2048, 4096, 4);
+    layer_case_plain(&large, 8192, 5120, 4); /* an extent of its own */
     session = session_with(worker.socket, 0, 16 << 20, 0);
     REQUIRE(session != NULL);
     assert_true(gemmd_layer_create(session, &layer.desc, &handle) >= 0);
@@ -256,12 +259,13 @@ static void trace_level(const char *level)
     char setting[32], path[128], target[16];
     const char *const environment[] = {setting, "GEMMD_LOG=info", NULL};
     const char *const arguments[] = {"--spin-us", "0", NULL};
-    pid_t control, watchdog, tracer;
+    pid_t control, watchdog, helper, tracer;
 
     snprintf(setting, sizeof(setting), "GEMMD_EVENT_LEVEL=%s", level);
     harness_start(&worker, arguments, environment);
     control = worker.pid;
     watchdog = thread_named(worker.pid, "gemmd-watchdog");
+    helper = thread_named(worker.pid, "gemmd-helper");
     snprintf(path, sizeof(path), "/tmp/gemmd-trace-%d", (int)getpid());
     snprintf(target, sizeof(target), "%d", (int)worker.pid);
     fflush(NULL);
@@ -278,7 +282,7 @@ static void trace_level(const char *level)
     assert_int_equal(harness_join(worker.pid, 15000), 0);
     worker.pid = 0;
     assert_true(harness_join(tracer, 10000) >= 0);
-    read_trace(path, control, watchdog);
+    read_trace(path, control, watchdog, helper);
     unlink(path);
     harness_discard(&worker);
 }

@@ -24,6 +24,7 @@ static void *alloc(struct pool *pool, uint64_t bytes)
     assert_int_equal(pool_alloc(pool, bytes, &memory), 0);
     assert_non_null(memory);
     assert_int_equal((uintptr_t)memory % 4096, 0);
+    assert_int_equal(pool_write_end(pool, memory), 0);
     return memory;
 }
 
@@ -160,6 +161,7 @@ static void shadow_model(void **state)
             used -= rounded(shadow->bytes);
             shadow->memory = NULL;
         } else if (pool_alloc(pool, bytes, (void **)&shadow->memory) == 0) {
+            assert_int_equal(pool_write_end(pool, shadow->memory), 0);
             shadow->bytes = bytes;
             shadow->value = 1 + step % 255;
             check_apart(shadows, shadow);
@@ -221,6 +223,7 @@ static void a_day_strands_little(void **state)
             first = (first + 1) % DAY_LAYERS;
             count--;
         }
+        assert_int_equal(pool_write_end(pool, memory), 0);
         assert_true(count < DAY_LAYERS);
         layers[(first + count++) % DAY_LAYERS] = (struct shadow){memory, bytes, 0};
         used += rounded(bytes);

@@ -367,6 +367,17 @@ static int open_descriptors(struct control *control)
     return error;
 }
 
+/* The table before the old place is used again: who finds it after our death finds the bytes. */
+static void move_layer(void *context, struct layer *layer, const struct layer_view *view)
+{
+    struct control *control = context;
+    const struct mailbox_order move = {
+        .op = MAILBOX_MOVE_LAYER, .layer = layer, .view = view};
+
+    mailbox_call(control->config.mailbox, &move);
+    handover_write(control->config.handover, control->config.layers, control->config.pool);
+}
+
 int control_open(struct control **out, const struct control_config *config)
 {
     struct control *control = calloc(1, sizeof(*control));
@@ -389,6 +400,7 @@ int control_open(struct control **out, const struct control_config *config)
         control_close(&control);
         return error;
     }
+    layers_set_on_move(config->layers, move_layer, control);
     *out = control;
     return 0;
 }
@@ -410,6 +422,7 @@ void control_close(struct control **control_p)
             end_session(control, control->sessions[slot]);
     requests_drop_commit(control);
     helper_close(&control->helper);
+    layers_set_on_move(control->config.layers, NULL, NULL);
     if (control->listen_fd >= 0)
         remove_socket(control);
     close_fd(control->listen_fd);

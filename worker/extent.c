@@ -226,7 +226,9 @@ static bool split(struct extent_block *block, uint64_t bytes)
     rest = calloc(1, sizeof(*rest));
     if (!rest)
         return false;
-    *rest = (struct extent_block){block->next, block->offset + bytes, block->bytes - bytes, false};
+    *rest = (struct extent_block){.next = block->next,
+                                  .offset = block->offset + bytes,
+                                  .bytes = block->bytes - bytes};
     block->next = rest;
     block->bytes = bytes;
     return true;
@@ -292,6 +294,14 @@ static void join_next(struct extent_block *block)
     free(next);
 }
 
+void extent_join(struct extent *extent)
+{
+    extent->fresh = false;
+    for (struct extent_block *block = extent->blocks; block; block = block->next)
+        while (!block->used && block->next && !block->next->used)
+            join_next(block);
+}
+
 bool extent_free(struct extent *extent, const void *memory)
 {
     struct extent_block *block = extent->blocks, *before = NULL;
@@ -303,12 +313,23 @@ bool extent_free(struct extent *extent, const void *memory)
     if (!block)
         return false;
     block->used = false;
+    block->owner = NULL;
     extent->bytes_used -= block->bytes;
     extent->fresh = false;
     join_next(block);
     if (before)
         join_next(before);
     return true;
+}
+
+void extent_set_owner(const struct extent *extent, const void *memory, void *owner)
+{
+    struct extent_block *block = extent->blocks;
+
+    while (block && (!block->used || extent->memory + block->offset != memory))
+        block = block->next;
+    if (block)
+        block->owner = owner;
 }
 
 bool extent_owns(const struct extent *extent, const void *memory)

@@ -11,6 +11,36 @@
 #include "worker/layers_table.h"
 #include "worker/log.h"
 
+static bool may_move(void *context, void *owner)
+{
+    const struct layer *layer = owner;
+
+    (void)context;
+    return layer->compared == 0;
+}
+
+static void moved(void *context, void *owner, void *to)
+{
+    struct layers *layers = context;
+    struct layer *layer = owner;
+    struct layer_view view;
+
+    layer->memory = to;
+    layer->page_bytes = pool_page_bytes(layers->config.pool, to);
+    layers->generation++;
+    layer_memory_view(layers->config.kernel, &layer->desc, to, &view);
+    if (layers->on_move)
+        layers->on_move(layers->on_move_context, layer, &view);
+    else
+        layer->view = view;
+}
+
+void layers_set_on_move(struct layers *layers, layers_moved_fn *on_move, void *context)
+{
+    layers->on_move = on_move;
+    layers->on_move_context = context;
+}
+
 int layers_open(struct layers **out, const struct layers_config *config)
 {
     struct layers *layers = calloc(1, sizeof(*layers));
@@ -19,6 +49,8 @@ int layers_open(struct layers **out, const struct layers_config *config)
     if (!layers)
         return -ENOMEM;
     layers->config = *config;
+    layers->mover = (struct pool_mover){may_move, moved, layers};
+    pool_set_mover(config->pool, &layers->mover);
     return 0;
 }
 
@@ -60,6 +92,7 @@ void layers_close(struct layers **layers_p)
 
     if (!layers)
         return;
+    pool_set_mover(layers->config.pool, NULL);
     while (layers->count)
         free(layers->table[--layers->count]);
     free(layers);

@@ -40,6 +40,7 @@ struct layer {
     uint32_t owner_uid;   /* the user whose upload made it; may attach by the bare hash */
     uint32_t charged_uid; /* the user whose quota it counts against */
     uint32_t references;  /* open handles of sessions */
+    uint32_t compared;    /* builds that read it on another thread: it is not moved */
     bool pinned;          /* never evicted */
     bool condemned;       /* goes with its last reference, and nobody attaches to it */
     uint64_t last_use;    /* registry clock, for the LRU */
@@ -66,6 +67,11 @@ struct layers;
 int layers_open(struct layers **out, const struct layers_config *config);
 /* The layers' memory stays the pool's, whose end comes next: it may be kept for the next worker. */
 void layers_close(struct layers **layers);
+
+/* A layer's bytes were copied to where `view` looks: `on_move` makes it the layer's view before
+ * anybody can see that the old place is used again.  Until it is set, nobody runs layers. */
+typedef void layers_moved_fn(void *context, struct layer *layer, const struct layer_view *view);
+void layers_set_on_move(struct layers *layers, layers_moved_fn *on_move, void *context);
 
 const struct gemm_kernel *layers_kernel(const struct layers *layers);
 /* Changes whenever a layer, a name or a pin does. */

@@ -98,6 +98,7 @@ void layers_discard(struct layers *layers, struct layer **draft_p)
 static void insert(struct layers *layers, struct layer *layer)
 {
     set_up(layers, layer);
+    pool_set_owner(layers->config.pool, layer->memory, layer);
     layer->last_use = ++layers->clock;
     layers->table[layers->count++] = layer;
     layers->generation++;
@@ -227,8 +228,10 @@ static enum gemmd_status end_step(struct layers *layers, struct layer_build *bui
     switch (build->step) {
     case LAYER_BUILD_CHECK:
         build->twin = layers_find_content(layers, build->content_id);
-        if (build->twin)
+        if (build->twin) {
             build->twin->references++; /* it stays, and making room does not evict it */
+            build->twin->compared++;
+        }
         status = draft_open(layers, &build->desc, build->uid, &draft);
         build->layer = draft;
         return status == GEMMD_STATUS_OK ? ask_for_memory(layers, build) : status;
@@ -257,8 +260,10 @@ void layer_build_begin(struct layers *layers, struct layer_build *build)
 static void end(struct layers *layers, struct layer_build *build)
 {
     build->step = LAYER_BUILD_DONE;
-    if (build->twin)
-        layer_release(layers, build->twin);
+    if (!build->twin)
+        return;
+    build->twin->compared--;
+    layer_release(layers, build->twin);
     build->twin = NULL;
 }
 

@@ -12,6 +12,9 @@ struct layer_name {
 
 struct layers {
     struct layers_config config;
+    struct pool_mover mover;
+    layers_moved_fn *on_move;
+    void *on_move_context;
     uint64_t clock, generation;
     uint32_t count;
     uint32_t drafts; /* each has a place in the table to come */

@@ -258,7 +258,7 @@ void pool_close(struct pool **pool_p)
 
 /* The one with the shortest free range that is long enough.  Best fit strands half as much as first
  * fit did (tests/unit/worker/pool_model_test.c). */
-static struct extent *best_extent(const struct pool *pool, uint64_t bytes)
+struct extent *pool_best_extent(const struct pool *pool, uint64_t bytes)
 {
     struct extent *best = NULL;
     uint64_t best_bytes = UINT64_MAX;
@@ -285,7 +285,10 @@ int pool_request_begin(struct pool *pool, uint64_t bytes, struct pool_request *o
         return -EINVAL;
     if (bytes > pool->config.limit_bytes)
         return -ENOSPC;
-    out->extent = best_extent(pool, out->bytes);
+    out->extent = pool_best_extent(pool, out->bytes);
+    ladder = ladder_for(pool, out->bytes);
+    if (!out->extent && ladder.room < out->bytes && pool_compact(pool, out->bytes))
+        out->extent = pool_best_extent(pool, out->bytes);
     if (out->extent) {
         out->memory = extent_take(out->extent, out->bytes);
         error = out->memory ? pool_write_begin(pool, out->memory) : -ENOMEM;
@@ -294,7 +297,6 @@ int pool_request_begin(struct pool *pool, uint64_t bytes, struct pool_request *o
         out->clear = !out->extent->fresh;
         return error;
     }
-    ladder = ladder_for(pool, out->bytes);
     wanted = round_up(out->bytes, extent_rung_bytes(ladder.first));
     wanted = wanted > POOL_EXTENT_BYTES ? wanted : POOL_EXTENT_BYTES;
     ladder.room = ladder.room < wanted ? ladder.room : wanted;
@@ -342,6 +344,19 @@ int pool_alloc(struct pool *pool, uint64_t bytes, void **out)
         return error;
     pool_request_prepare(&request);
     return pool_request_end(pool, &request, out);
+}
+
+void pool_set_mover(struct pool *pool, const struct pool_mover *mover)
+{
+    pool->mover = mover;
+}
+
+void pool_set_owner(struct pool *pool, void *memory, void *owner)
+{
+    const struct extent *extent = pool_find(pool, memory);
+
+    if (extent)
+        extent_set_owner(extent, memory, owner);
 }
 
 void pool_free(struct pool *pool, void *memory)

@@ -41,6 +41,15 @@ struct pool_config {
     void *context;
 };
 
+/* Lets the pool move what lies in the way of a request that finds no room: allocations with an
+ * owner are immutable, so their bytes are copied while they are read. */
+struct pool_mover {
+    bool (*may_move)(void *context, void *owner);
+    /* Its bytes are at `to` as well: from now on nobody reads them where they were. */
+    void (*moved)(void *context, void *owner, void *to);
+    void *context;
+};
+
 struct pool_report {
     uint64_t bytes;          /* mapped; the sum of the four kinds below */
     uint64_t bytes_used, bytes_limit;
@@ -81,6 +90,11 @@ struct pool_request {
 int pool_request_begin(struct pool *pool, uint64_t bytes, struct pool_request *out);
 void pool_request_prepare(struct pool_request *request);
 int pool_request_end(struct pool *pool, struct pool_request *request, void **out);
+
+/* NULL: nothing is moved.  The mover stays the caller's. */
+void pool_set_mover(struct pool *pool, const struct pool_mover *mover);
+/* From now on the allocation may be moved; it is whole, and nobody writes it. */
+void pool_set_owner(struct pool *pool, void *memory, void *owner);
 
 /* Accepts NULL.  The last one of an extent unmaps it. */
 void pool_free(struct pool *pool, void *memory);

@@ -8,6 +8,7 @@
 
 struct pool {
     struct pool_config config;
+    const struct pool_mover *mover;
     struct extent *extents, **last_p; /* in order of age */
     uint64_t bytes;
     uint64_t bytes_promised; /* room of requests that are being prepared */
@@ -21,6 +22,11 @@ struct pool {
 
 /* The extent of an allocation; NULL: none. */
 struct extent *pool_find(const struct pool *pool, const void *memory);
+/* The extent with the shortest free range that is long enough; NULL: none. */
+struct extent *pool_best_extent(const struct pool *pool, uint64_t bytes);
+/* pool_compact.c: moves what can be moved until there is a free range of `bytes`; false: there is
+ * none. */
+bool pool_compact(struct pool *pool, uint64_t bytes);
 /* The newest from now on, and told to whoever keeps the files. */
 void pool_append(struct pool *pool, struct extent *extent);
 /* Unlinks and unmaps. */

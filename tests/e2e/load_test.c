@@ -235,6 +235,92 @@ static void test_operators_names_are_kept(void **state)
     harness_stop(&worker);
 }
 
+/* ---- moved layers ---------------------------------------------------------------------------- */
+
+#define HELD 4
+
+struct mover {
+    const char *socket;
+    int stop_fd;
+};
+
+/* Jobs on layers that stay open, checked bit for bit, until the pipe ends. */
+static int user_of_moved(void *argument)
+{
+    const struct mover *mover = argument;
+    struct gemmd *session = session_with(mover->socket, 64, 4 << 20, -1);
+    struct layer_case cases[HELD];
+    struct gemmd_layer *handles[HELD];
+    uint64_t count = 0;
+    char byte;
+
+    REQUIRE(session != NULL);
+    for (uint32_t i = 0; i < HELD; i++) {
+        char name[16];
+
+        layer_case_plain(&cases[i], 256, 1000, 900 + i);
+        snprintf(name, sizeof(name), "held/%u", i);
+        REQUIRE(gemmd_layer_open(session, name, &handles[i]) == 0);
+    }
+    fcntl(mover->stop_fd, F_SETFL, O_NONBLOCK);
+    for (; read(mover->stop_fd, &byte, 1) < 0; count++)
+        REQUIRE(layer_case_check(session, handles[count % HELD], &cases[count % HELD], 3,
+                                 count) == 0);
+    gemmd_close(&session);
+    return count >= HELD ? 0 : 1;
+}
+
+/* Open layers of 256 KiB are strewn over a small pool, and layers that need their room come and go:
+ * what is open moves, and its jobs notice nothing. */
+static void test_moved_under_jobs(void **state)
+{
+    /* One extent, in which each held layer finds another place whatever has to go. */
+    static const char *const small_pool[] = {"--pool-bytes", "8M", "--hugepages", "none", NULL};
+    static const char *const environment[] = {"GEMMD_LOG=pool:info", NULL};
+    struct harness_worker worker;
+    struct gemmd *session;
+    struct gemmd_layer *held[HELD], *handle;
+    struct layer_case layer;
+    struct mover mover;
+    int ends[2];
+    pid_t pid;
+
+    (void)state;
+    harness_start(&worker, small_pool, environment);
+    session = session_with(worker.socket, 64, 4 << 20, -1);
+    for (uint32_t i = 0; i < HELD; i++) {
+        char name[16];
+
+        layer_case_plain(&layer, 256, 1000, 900 + i);
+        snprintf(name, sizeof(name), "held/%u", i);
+        layer.desc.name = name;
+        assert_int_equal(gemmd_layer_create(session, &layer.desc, &held[i]), 0);
+        layer_case_fini(&layer);
+        layer_case_plain(&layer, 1700, 1000, 950 + i); /* between two of them */
+        assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), 0);
+        assert_int_equal(gemmd_layer_close(session, &handle), 0);
+        layer_case_fini(&layer);
+    }
+    assert_int_equal(pipe(ends), 0);
+    mover = (struct mover){worker.socket, ends[0]};
+    pid = harness_fork(user_of_moved, &mover);
+    usleep(100000);
+    for (uint32_t i = 0; i < 30; i++) { /* 5 MiB, 2 MiB, … of the 7 that are free */
+        layer_case_plain(&layer, i % 2 ? 2000 : 5000, 1000, 1000 + i);
+        assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), 0);
+        assert_int_equal(layer_case_check(session, handle, &layer, 1, i), 0);
+        assert_int_equal(gemmd_layer_close(session, &handle), 0);
+        layer_case_fini(&layer);
+    }
+    assert_int_equal(write(ends[1], "x", 1), 1);
+    assert_int_equal(harness_join(pid, 60000), 0);
+    assert_true(harness_log_has(&worker, "to make room"));
+    close(ends[0]);
+    close(ends[1]);
+    gemmd_close(&session);
+    harness_stop(&worker);
+}
+
 /* ---- figures --------------------------------------------------------------------------------- */
 
 #define SAMPLES 200000
@@ -404,6 +490,7 @@ int main(void)
         cmocka_unit_test(test_gemmctl),
         cmocka_unit_test(test_switch),
         cmocka_unit_test(test_operators_names_are_kept),
+        cmocka_unit_test(test_moved_under_jobs),
         cmocka_unit_test(test_loading_beside_others),
     };
 

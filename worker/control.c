@@ -252,14 +252,10 @@ static void work_on(struct control *control, bool idle)
     struct session *session = control->loading ? requests_load_on(control, &answer) : NULL;
     struct layer *changed = NULL;
 
-    if (idle && !control->successor)
+    if ((idle || layers_are_unverified(control->config.layers)) && !control->successor)
         changed = layers_scrub(control->config.layers, CONTROL_SCRUB_SLICE_BYTES);
-    if (changed) {
-        log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
-                  "withdrawn, its jobs fail; load it again and test the memory",
-                  changed->desc.n, changed->desc.k);
+    if (changed)
         requests_withdraw(control, changed);
-    }
     handover_write(control->config.handover, control->config.layers, control->config.pool);
     if (session)
         send_answer(control, session, &answer);
@@ -281,7 +277,8 @@ static int sleep_ms(const struct control *control)
 {
     uint64_t watchdog_ms = notify_watchdog_ns(control->config.notify) / 4000000;
 
-    if (control->loading)
+    if (control->loading ||
+        (layers_are_unverified(control->config.layers) && !control->successor))
         return 0;
     if (control->config.trace)
         return TRACE_DRAIN_MS;

@@ -367,7 +367,29 @@ void layer_condemn(struct layers *layers, struct layer *layer)
         remove_layer(layers, layer);
 }
 
-/* ---- scrub ----------------------------------------------------------------------------------- */
+/* ---- checksums ------------------------------------------------------------------------------- */
+
+bool layer_verify(struct layer *layer)
+{
+    struct layer_hash hash;
+    uint64_t found[2];
+
+    if (!layer->unverified)
+        return true;
+    layer_hash_begin(&hash);
+    layer_hash_add(&hash, layer->memory, layer->bytes);
+    layer_hash_end(&hash, found);
+    layer->unverified = found[0] != layer->checksum[0] || found[1] != layer->checksum[1];
+    return !layer->unverified;
+}
+
+bool layers_are_unverified(const struct layers *layers)
+{
+    for (uint32_t i = 0; i < layers->count; i++)
+        if (layers->table[i]->unverified)
+            return true;
+    return false;
+}
 
 /* The next layer; false: there is none. */
 static bool scrub_on(struct layers *layers)
@@ -387,7 +409,7 @@ static bool scrub_on(struct layers *layers)
 struct layer *layers_scrub(struct layers *layers, uint64_t bytes)
 {
     while (bytes) {
-        const struct layer *layer = layers->scrubbing;
+        struct layer *layer = layers->scrubbing;
         uint64_t piece, checksum[2];
 
         if (!layer) {
@@ -407,8 +429,9 @@ struct layer *layers_scrub(struct layers *layers, uint64_t bytes)
         layer_hash_end(&layers->scrub_hash, checksum);
         if (checksum[0] != layer->checksum[0] || checksum[1] != layer->checksum[1]) {
             layers->scrub_faults++;
-            return (struct layer *)(uintptr_t)layer;
+            return layer;
         }
+        layer->unverified = false;
         if (layers->scrub_next >= layers->count) /* one pass at most in a call */
             return NULL;
     }

@@ -41,6 +41,7 @@ struct layer {
     uint32_t charged_uid; /* the user whose quota it counts against */
     uint32_t references;  /* open handles of sessions */
     uint32_t compared;    /* builds that read it on another thread: it is not moved */
+    bool unverified;      /* another worker left it, and its checksum was not compared yet */
     bool pinned;          /* never evicted */
     bool condemned;       /* goes with its last reference, and nobody attaches to it */
     uint64_t last_use;    /* registry clock, for the LRU */
@@ -113,6 +114,12 @@ void layer_release_or_drop(struct layers *layers, struct layer *layer);
 /* Corrupted: no name, no attaching; freed now, or with its last reference. */
 void layer_condemn(struct layers *layers, struct layer *layer);
 
+/* Before a layer is used: false when its bytes are not those of its checksum; the caller withdraws
+ * it.  Costs nothing but the first time, for a layer that another worker left. */
+bool layer_verify(struct layer *layer);
+/* Are there layers that nobody has verified yet? */
+bool layers_are_unverified(const struct layers *layers);
+
 /* Compares up to `bytes` of weights with their checksums, on from where the last call ended.  A
  * layer that changed is returned, NULL otherwise. */
 struct layer *layers_scrub(struct layers *layers, uint64_t bytes);
@@ -169,8 +176,8 @@ void layers_discard(struct layers *layers, struct layer **draft);
 uint64_t layers_enter(struct layers *layers, struct layer **draft, const uint64_t content_id[2],
                       const uint64_t checksum[2], uint32_t owner_uid);
 
-/* A layer whose memory another worker left (worker/handover.h): owned by the pool already, filled
- * and verified.  NULL: no memory. */
+/* A layer whose memory another worker left (worker/handover.h): owned by the pool already, filled,
+ * to be verified.  NULL: no memory. */
 struct layer *layers_adopt(struct layers *layers, const struct layer *facts, void *memory);
 
 #endif

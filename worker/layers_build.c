@@ -320,6 +320,7 @@ struct layer *layers_adopt(struct layers *layers, const struct layer *facts, voi
     *layer = *facts;
     layer->memory = memory;
     layer->references = 0;
+    layer->unverified = true;
     insert(layers, layer);
     return layer;
 }

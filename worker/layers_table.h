@@ -22,7 +22,7 @@ struct layers {
     struct layer_name names[GEMMD_WORKER_LAYERS_MAX];
     uint64_t evictions;
     /* the scrub's place: `scrubbed` bytes of `scrubbing` are in the hash */
-    const struct layer *scrubbing;
+    struct layer *scrubbing;
     uint64_t scrubbed;
     struct layer_hash scrub_hash;
     uint32_t scrub_next; /* index of the layer after that */

@@ -13,7 +13,8 @@ handler_fn handle_layer_create, handle_layer_data, handle_layer_open, handle_lay
 enum gemmd_status requests_open_layer(struct control *control, struct session *session,
                                       struct layer *layer, uint64_t bytes_new,
                                       struct control_answer *answer);
-/* Takes a layer away from every session that has it open: its jobs complete with LAYER_STALE. */
+/* Its bytes have changed: takes a layer away from every session that has it open, whose jobs
+ * complete with LAYER_STALE. */
 void requests_withdraw(struct control *control, struct layer *layer);
 
 /* requests_commit.c */

@@ -72,6 +72,15 @@ static bool make_staging_room(struct control *control, uint64_t bytes)
     return control->staging_bytes <= room - bytes;
 }
 
+/* The layer if its bytes are right, else NULL: it is withdrawn then. */
+static struct layer *verified(struct control *control, struct layer *layer)
+{
+    if (!layer || layer_verify(layer))
+        return layer;
+    requests_withdraw(control, layer);
+    return NULL;
+}
+
 /* Attaches when the content is there, else opens an upload. */
 enum gemmd_status handle_layer_create(struct control *control, struct session *session,
                                       const void *request, struct control_answer *answer)
@@ -89,7 +98,8 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
     if (session->control_only)
         return GEMMD_STATUS_STATE; /* it has no arena to upload through */
     requests_close_upload(control, session);
-    layer = layers_find(control->config.layers, create->content_id, session->uid);
+    layer = verified(control,
+                     layers_find(control->config.layers, create->content_id, session->uid));
     if (layer && memcmp(&layer->desc, &create->desc, sizeof(create->desc)) == 0) {
         status = layers_set_name(control->config.layers, layer, create->name);
         if (status == GEMMD_STATUS_OK)
@@ -148,7 +158,7 @@ enum gemmd_status handle_layer_open(struct control *control, struct session *ses
 
     if (status != GEMMD_STATUS_OK)
         return status;
-    layer = layers_find_name(control->config.layers, open->name);
+    layer = verified(control, layers_find_name(control->config.layers, open->name));
     return layer ? requests_open_layer(control, session, layer, 0, answer)
                  : GEMMD_STATUS_NAME_UNKNOWN;
 }
@@ -181,6 +191,9 @@ void control_release_session(struct control *control, struct session *session)
 
 void requests_withdraw(struct control *control, struct layer *layer)
 {
+    log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
+              "withdrawn, its jobs fail; load it again and test the memory",
+              layer->desc.n, layer->desc.k);
     layer_reference(control->config.layers, layer); /* until the last handle is closed */
     layer_condemn(control->config.layers, layer);
     for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++) {

@@ -222,7 +222,8 @@ static void day_remove(struct day *day, uint32_t index)
 {
     struct shadow *layer = day->layers[index];
 
-    assert_true(layer->memory[0] == layer->value && layer->memory[layer->bytes - 1] == layer->value);
+    assert_int_equal(layer->memory[0], layer->value);
+    assert_int_equal(layer->memory[layer->bytes - 1], layer->value);
     pool_free(day->pool, layer->memory);
     day->used -= rounded(layer->bytes);
     free(layer);

@@ -100,7 +100,9 @@ static int prepare(struct extent **out, enum extent_rung rung, uint64_t bytes, i
 /* Populates a fresh mapping and makes its pages huge where that was asked for. */
 static int populate(struct extent *extent)
 {
-    int error = memory_populate(extent->memory, extent->bytes, extent->fd);
+    int error = memory_populate(extent->memory, extent->bytes, extent->fd,
+                                extent->rung <= EXTENT_2M ? extent_rung_bytes(extent->rung)
+                                                          : MEMORY_PAGE_BYTES);
 
     if (error == 0 && extent->rung == EXTENT_THP && extent->fd >= 0)
         madvise(extent->memory, extent->bytes, MADV_COLLAPSE); /* bytes_thp says what came of it */

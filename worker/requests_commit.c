@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "worker/log.h"
+#include "worker/memory.h"
 
 /* Up to this size the helper would cost more than it brings: a millisecond or two. */
 #define COMMIT_AT_ONCE_BYTES (UINT64_C(4) << 20)
@@ -20,6 +20,7 @@ static void free_image(struct control *control, struct session_upload *upload)
     if (!upload->data)
         return;
     control->staging_bytes -= upload->image.bytes;
+    memory_promise((int64_t)upload->received - (int64_t)upload->image.bytes);
     munmap(upload->data, upload->image.bytes);
     memset(upload, 0, sizeof(*upload));
 }

@@ -9,6 +9,7 @@
 #include "proto/validate.h"
 #include "worker/clock.h"
 #include "worker/log.h"
+#include "worker/memory.h"
 
 /* An upload may pause for so long while others want its room. */
 #define UPLOAD_IDLE_NS UINT64_C(5000000000)
@@ -111,6 +112,8 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
 
     if (!make_staging_room(control, image.bytes))
         return GEMMD_STATUS_POOL_FULL;
+    if (!memory_is_allowed(image.bytes))
+        return GEMMD_STATUS_NO_MEMORY;
     upload->data =
         mmap(NULL, image.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (upload->data == MAP_FAILED) {
@@ -124,6 +127,7 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
     upload->received = 0;
     upload->touched_ns = clock_now_ns();
     control->staging_bytes += image.bytes;
+    memory_promise((int64_t)image.bytes);
     return GEMMD_STATUS_OK; /* layer_gen 0: send the image */
 }
 
@@ -144,6 +148,7 @@ enum gemmd_status handle_layer_data(struct control *control, struct session *ses
     memcpy(upload->data + upload->received,
            (const char *)session->arena.memory + data->arena_offset, data->bytes);
     upload->received += data->bytes;
+    memory_promise(-(int64_t)data->bytes);
     upload->touched_ns = clock_now_ns();
     answer->reply.layer_data.received = upload->received;
     return GEMMD_STATUS_OK;

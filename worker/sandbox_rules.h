@@ -46,6 +46,7 @@
     X(ftruncate, SANDBOX_C | SANDBOX_H, "")                                                        \
     X(fallocate, SANDBOX_C | SANDBOX_H, "Linux before 5.14: populating a segment")                 \
     X(pread64, SANDBOX_C, "")                                                                      \
+    X(pread64, SANDBOX_H, "a cgroup with a limit of memory")                                       \
     X(epoll_create1, SANDBOX_C, "")                                                                \
     X(eventfd2, SANDBOX_C, "")                                                                     \
     X(mmap, SANDBOX_C | SANDBOX_H, "")                                                             \

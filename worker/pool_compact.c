@@ -5,7 +5,7 @@
  *
  * At most as many bytes are moved for one stretch as are asked for, so the copying stays a part of
  * the work that the new layer takes.  Random layers of up to 1/64 of the pool strand 5 to 9 % of it
- * at worst, where best fit alone strands 20 % (the oldest goes) to 47 % (any goes);
+ * at worst, where best fit alone strands 20 % (the oldest goes) to 44 % (any goes);
  * tests/unit/worker/pool_model_test.c.
  */
 #include <stddef.h>

@@ -146,10 +146,13 @@ static int receive_reply(struct gemmd *session, const struct gemmd_msg_header *r
 
     packet->fd_count = 0;
     for (;;) {
-        int error = await(session, POLLIN, deadline_ns);
+        int error = receive_packet(session, packet);
 
-        if (error == 0)
-            error = receive_packet(session, packet);
+        if (error == -EAGAIN) { /* not there yet; replies to a batch mostly are */
+            error = await(session, POLLIN, deadline_ns);
+            if (error == 0)
+                continue;
+        }
         if (error == 0)
             error = check_reply(request, packet, reply_bytes);
         if (error == 0)

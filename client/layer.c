@@ -142,9 +142,9 @@ static void keep_image(const struct gemmd *session, const struct gemmd_image *im
 
 /* ---- creation -------------------------------------------------------------------------------- */
 
-/* Requests sent before the first reply is waited for: the worker looks layers up while we hash the
- * next, and few enough that neither side's socket fills. */
-#define AHEAD_MAX 32
+/* Requests sent before the first reply is waited for: few enough that neither side's socket fills.
+ * All hashing comes first: a request sent after each hash would wake the worker each time. */
+#define BATCH_MAX 32
 
 struct creation {
     struct gemmd_msg_layer_create message;
@@ -183,7 +183,7 @@ static int finish(struct gemmd *session, const struct creation *creation,
     return reply->weight_bytes_new == 0;
 }
 
-/* The reply to a request of send_ahead: finish's results; 0 with creation->missing. */
+/* The reply to a request of a batch: finish's results; 0 with creation->missing. */
 static int take_answer(struct gemmd *session, struct creation *creation, struct gemmd_layer **out)
 {
     struct gemmd_msg_layer_reply reply;
@@ -196,41 +196,50 @@ static int take_answer(struct gemmd *session, struct creation *creation, struct 
     return creation->missing ? 0 : finish(session, creation, &reply, out);
 }
 
-/* Asks for all, and takes what is there.  How many, or -errno when all replies have come. */
-static int attach_all(struct gemmd *session, const struct gemmd_layer_desc *descs, uint32_t count,
-                      struct creation *creations, struct gemmd_layer **out)
+/* Asks for a batch in one go, so that the worker wakes up once, and takes what is there.  How many,
+ * or -errno when all replies have come. */
+static int attach_batch(struct gemmd *session, uint32_t count, struct creation *creations,
+                        struct gemmd_layer **out)
 {
-    uint32_t answered = 0, next = 0;
+    char text[GEMMD_TEXT_BYTES];
     int attached = 0, error = 0;
 
-    for (; next < count && error >= 0; next++) {
-        struct creation *creation = &creations[next];
-
-        error = prepare(session, &descs[next], creation);
-        if (error == 0)
-            error = gemmd_send(session, &creation->message, sizeof(creation->message));
-        creation->sent = error == 0;
-        if (error == 0 && next - answered >= AHEAD_MAX) {
-            error = take_answer(session, &creations[answered], &out[answered]);
-            attached += error == 1;
-            answered++;
-        }
+    for (uint32_t i = 0; i < count && error == 0; i++) {
+        error = gemmd_send(session, &creations[i].message, sizeof(creations[i].message));
+        creations[i].sent = error == 0;
     }
-    for (; answered < next; answered++) {
-        char text[GEMMD_TEXT_BYTES];
+    for (uint32_t i = 0; i < count && error != -ETIMEDOUT && !session->lost; i++) {
         int result;
 
-        if (!creations[answered].sent || session->lost || error == -ETIMEDOUT)
-            continue;
+        if (!creations[i].sent)
+            break;
         memcpy(text, session->text, sizeof(text));
-        result = take_answer(session, &creations[answered], &out[answered]);
+        result = take_answer(session, &creations[i], &out[i]);
         attached += result == 1;
         if (error < 0)
             memcpy(session->text, text, sizeof(text)); /* the first failure is the one to tell */
-        else
+        else if (result < 0)
             error = result;
     }
     return error < 0 ? error : attached;
+}
+
+/* How many are attached, or -errno. */
+static int attach_all(struct gemmd *session, const struct gemmd_layer_desc *descs, uint32_t count,
+                      struct creation *creations, struct gemmd_layer **out)
+{
+    int attached = 0, result = 0;
+
+    for (uint32_t first = 0; first < count && result >= 0; first += BATCH_MAX) {
+        uint32_t batch = count - first < BATCH_MAX ? count - first : BATCH_MAX;
+
+        for (uint32_t i = first; i < first + batch && result >= 0; i++)
+            result = prepare(session, &descs[i], &creations[i]);
+        if (result >= 0)
+            result = attach_batch(session, batch, &creations[first], &out[first]);
+        attached += result;
+    }
+    return result < 0 ? result : attached;
 }
 
 /* Uploads one that is missing.  Its request, unless it was the last, opened an upload that the next

@@ -146,10 +146,13 @@ static int receive_reply(struct gemmd *session, const struct gemmd_msg_header *r
 
     packet->fd_count = 0;
     for (;;) {
-        int error = await(session, POLLIN, deadline_ns);
+        int error = receive_packet(session, packet);
 
-        if (error == 0)
-            error = receive_packet(session, packet);
+        if (error == -EAGAIN) { /* not there yet; replies to a batch mostly are */
+            error = await(session, POLLIN, deadline_ns);
+            if (error == 0)
+                continue;
+        }
         if (error == 0)
             error = check_reply(request, packet, reply_bytes);
         if (error == 0)
@@ -188,27 +191,29 @@ static void print_message(const struct gemmd_msg_header *request,
             error < 0 ? strerror(-error) : gemmd_status_name_of(reply->status));
 }
 
-/* gemmd_call with a descriptor for the worker (-1: none); on failure `reply` is the body that came,
- * if it has the reply's length. */
-static int call(struct gemmd *session, void *request, size_t request_bytes, int fd, void *reply,
-                size_t reply_bytes, int *fds, unsigned fd_count, uint64_t deadline_ns,
-                enum gemmd_status *status)
+/* EPIPE, which is no failure yet: the peer may have said why before it left. */
+static int send_request(struct gemmd *session, void *request, size_t request_bytes, int fd,
+                        uint64_t deadline_ns)
 {
     struct gemmd_msg_header *header = request;
-    struct packet packet;
-    const struct gemmd_msg_header *got = (const struct gemmd_msg_header *)packet.bytes;
     int error;
 
-    if (status)
-        *status = GEMMD_STATUS_OK;
-    for (unsigned i = 0; i < fd_count; i++)
-        fds[i] = -1;
     header->bytes = (uint32_t)request_bytes;
     header->serial = ++session->serial ? session->serial : ++session->serial;
     error = send_packet(session, request, request_bytes, fd, deadline_ns);
-    /* EPIPE: the peer may have said why before it left. */
-    if (error == 0 || error == -EPIPE || error == -ECONNRESET)
-        error = receive_reply(session, header, &packet, reply_bytes, deadline_ns);
+    return error == -EPIPE || error == -ECONNRESET ? 0 : error;
+}
+
+/* The reply to what send_request sent; on failure `reply` is the body that came, if it has the
+ * reply's length. */
+static int take_reply(struct gemmd *session, const struct gemmd_msg_header *header, void *reply,
+                      size_t reply_bytes, int *fds, unsigned fd_count, uint64_t deadline_ns,
+                      enum gemmd_status *status)
+{
+    struct packet packet;
+    const struct gemmd_msg_header *got = (const struct gemmd_msg_header *)packet.bytes;
+    int error = receive_reply(session, header, &packet, reply_bytes, deadline_ns);
+
     if (session->debug)
         print_message(header, got, error);
     if (error < 0)
@@ -228,6 +233,23 @@ static int call(struct gemmd *session, void *request, size_t request_bytes, int 
     return 0;
 }
 
+/* gemmd_call with a descriptor for the worker (-1: none). */
+static int call(struct gemmd *session, void *request, size_t request_bytes, int fd, void *reply,
+                size_t reply_bytes, int *fds, unsigned fd_count, uint64_t deadline_ns,
+                enum gemmd_status *status)
+{
+    int error;
+
+    if (status)
+        *status = GEMMD_STATUS_OK;
+    for (unsigned i = 0; i < fd_count; i++)
+        fds[i] = -1;
+    error = send_request(session, request, request_bytes, fd, deadline_ns);
+    if (error < 0)
+        return note_failure(session, error);
+    return take_reply(session, request, reply, reply_bytes, fds, fd_count, deadline_ns, status);
+}
+
 int gemmd_call(struct gemmd *session, void *request, size_t request_bytes, void *reply,
                size_t reply_bytes, int *fds, unsigned fd_count, uint64_t deadline_ns,
                enum gemmd_status *status)
@@ -242,18 +264,35 @@ int gemmd_ask(struct gemmd *session, void *request, size_t request_bytes, void *
     return gemmd_ask_with_fd(session, request, request_bytes, -1, reply, reply_bytes, status);
 }
 
+static uint64_t deadline(const struct gemmd *session)
+{
+    return gemmd_now_ns() + (uint64_t)session->timeout_ms * 1000000;
+}
+
 int gemmd_ask_with_fd(struct gemmd *session, void *request, size_t request_bytes, int fd,
                       void *reply, size_t reply_bytes, enum gemmd_status *status)
 {
-    uint64_t deadline_ns = gemmd_now_ns() + (uint64_t)session->timeout_ms * 1000000;
     int error = gemmd_check(session);
 
     if (status)
         *status = GEMMD_STATUS_OK;
     if (error < 0)
         return error;
-    return call(session, request, request_bytes, fd, reply, reply_bytes, NULL, 0, deadline_ns,
-                status);
+    return call(session, request, request_bytes, fd, reply, reply_bytes, NULL, 0,
+                deadline(session), status);
+}
+
+int gemmd_send(struct gemmd *session, void *request, size_t request_bytes)
+{
+    int error = send_request(session, request, request_bytes, -1, deadline(session));
+
+    return error < 0 ? note_failure(session, error) : 0;
+}
+
+int gemmd_receive(struct gemmd *session, const struct gemmd_msg_header *request, void *reply,
+                  size_t reply_bytes)
+{
+    return take_reply(session, request, reply, reply_bytes, NULL, 0, deadline(session), NULL);
 }
 
 bool gemmd_is_connected(struct gemmd *session)

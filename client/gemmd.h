@@ -230,6 +230,12 @@ GEMMD_API void gemmd_layer_desc_init(struct gemmd_layer_desc *desc);
 GEMMD_API int gemmd_layer_create(struct gemmd *session, const struct gemmd_layer_desc *desc,
                                  struct gemmd_layer **out);
 
+/* The same for the layers of a model: all, or on failure none (each out[i] is NULL then).  Layers
+ * that are there cost their hashing and no round trip each.  How many were attached, or -errno as
+ * above. */
+GEMMD_API int gemmd_layers_create(struct gemmd *session, const struct gemmd_layer_desc *descs,
+                                  uint32_t count, struct gemmd_layer **out);
+
 /* Opens a layer of the worker by its name.  Blocks.  0, -ENOENT, -EINVAL, -ENOSPC, -ETIMEDOUT,
  * -ECONNRESET. */
 GEMMD_API int gemmd_layer_open(struct gemmd *session, const char *name, struct gemmd_layer **out);

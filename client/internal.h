@@ -164,6 +164,12 @@ int gemmd_ask(struct gemmd *session, void *request, size_t request_bytes, void *
 int gemmd_ask_with_fd(struct gemmd *session, void *request, size_t request_bytes, int fd,
                       void *reply, size_t reply_bytes, enum gemmd_status *status);
 
+/* The two halves of gemmd_ask for a session that was just checked, so that requests can be sent
+ * before the replies to earlier ones have come; replies are received in the order of requests. */
+int gemmd_send(struct gemmd *session, void *request, size_t request_bytes);
+int gemmd_receive(struct gemmd *session, const struct gemmd_msg_header *request, void *reply,
+                  size_t reply_bytes);
+
 /* False when the connection is closed: one system call, which is counted. */
 bool gemmd_is_connected(struct gemmd *session);
 

@@ -1,15 +1,12 @@
 /*
- * Layers: descriptor to image to content id; attached to, or uploaded piece by piece through free
- * arena memory.  The weights are read in place; the rest is copied, to check and to pad it.
+ * Layers: attached to by their content, or uploaded piece by piece through free arena memory;
+ * opened by name, closed.
  */
-#include "client/internal.h"
+#include "client/image.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include "proto/validate.h"
 
@@ -17,15 +14,6 @@
  * arena. */
 #define WINDOW_BYTES_MAX (UINT64_C(4) << 20)
 #define WINDOW_BYTES_MIN (UINT64_C(64) << 10)
-
-/* A layer's image (proto/control.h) without its copy: weights, zeros, then all other parts. */
-struct image {
-    struct gemmd_layer_image layout;
-    const void *weights;
-    uint8_t *tail; /* from layout.multipliers_offset to the end */
-};
-
-static const uint8_t zeros[64];
 
 /* ---- descriptor ------------------------------------------------------------------------------ */
 
@@ -40,68 +28,6 @@ void gemmd_layer_desc_init(struct gemmd_layer_desc *desc)
                                       .c_scale = 1.0f};
 }
 
-/* An enumeration's value as the wire's byte; what does not fit stays wrong. */
-static uint8_t to_byte(unsigned value)
-{
-    return value < 255 ? (uint8_t)value : 255;
-}
-
-static int fail_status(struct gemmd *session, enum gemmd_status status)
-{
-    return gemmd_fail(session, -gemmd_status_errno_of((int)status), "%s",
-                      gemmd_status_text_of((int)status));
-}
-
-static int convert_desc(struct gemmd *session, const struct gemmd_layer_desc *desc,
-                        struct gemmd_layer_desc_abi *out, struct gemmd_layer_image *layout)
-{
-    enum gemmd_status status;
-
-    if (desc->size != sizeof(*desc))
-        return gemmd_fail(session, -EINVAL, "size: %zu is not of this library's gemmd_layer_desc; "
-                          "call gemmd_layer_desc_init", desc->size);
-    for (size_t i = 0; i < sizeof(desc->reserved) / sizeof(desc->reserved[0]); i++)
-        if (desc->reserved[i])
-            return gemmd_fail(session, -EINVAL, "reserved: must be 0; call gemmd_layer_desc_init");
-    *out = (struct gemmd_layer_desc_abi){
-        .n = desc->n,
-        .k = desc->k,
-        .a_type = to_byte(desc->a_type),
-        .c_type = to_byte(desc->c_type),
-        .bias_type = to_byte(desc->bias_type),
-        .activation = to_byte(desc->activation),
-        .scale_count = desc->scale_count,
-        .a_zero_point = desc->a_zero_point,
-        .a_row_scales = to_byte((unsigned)desc->a_row_scales),
-        .c_zero_point = desc->c_zero_point,
-        .a_scale = desc->a_scale,
-        .c_scale = desc->c_scale,
-        .b_type = to_byte(desc->b_type),
-        .quantize_mode = to_byte(desc->quantize_mode),
-        .b_zero_points = desc->b_zero_points != NULL,
-        .group = desc->group,
-        .clip_lo = desc->clip_lo,
-        .clip_hi = desc->clip_hi,
-        .residual_type = to_byte(desc->residual_type),
-        .residual_zero_point = desc->residual_zero_point,
-        .residual_scale = desc->residual_scale,
-    };
-    status = gemmd_validate_layer_desc(out, layout);
-    return status == GEMMD_STATUS_OK ? 0 : fail_status(session, status);
-}
-
-static int check_arrays(struct gemmd *session, const struct gemmd_layer_desc *desc)
-{
-    if (!desc->weights)
-        return gemmd_fail(session, -EINVAL, "weights: NULL");
-    if ((desc->b_type == GEMMD_TYPE_S4) != (desc->multipliers != NULL))
-        return gemmd_fail(session, -EINVAL, "multipliers: %s",
-                          desc->multipliers ? "only s4 weights have them" : "NULL");
-    if (desc->bias_type != GEMMD_TYPE_NONE && !desc->bias)
-        return gemmd_fail(session, -EINVAL, "bias: NULL, but bias_type is not NONE");
-    return 0;
-}
-
 static int convert_name(struct gemmd *session, const char *name, bool may_be_empty,
                         char out[GEMMD_NAME_BYTES])
 {
@@ -114,80 +40,6 @@ static int convert_name(struct gemmd *session, const char *name, bool may_be_emp
         return gemmd_fail(session, -EINVAL, "name: 1 to %d of [A-Za-z0-9._/-] are possible",
                           GEMMD_NAME_BYTES - 1);
     return 0;
-}
-
-/* ---- image ----------------------------------------------------------------------------------- */
-
-/* Copies all but the weights to where it lies in the image, and checks the values. */
-static int build_tail(struct gemmd *session, const struct gemmd_layer_desc *desc,
-                      const struct gemmd_layer_desc_abi *abi, struct image *image)
-{
-    uint64_t start = image->layout.multipliers_offset;
-    /* The same layout without the weights. */
-    struct gemmd_layer_image tail = {
-        .multipliers_bytes = image->layout.multipliers_bytes,
-        .scales_offset = image->layout.scales_offset - start,
-        .bias_offset = image->layout.bias_offset - start,
-        .zero_points_offset = image->layout.zero_points_offset - start,
-        .bytes = image->layout.bytes - start,
-    };
-    enum gemmd_status status;
-    float *scales;
-
-    image->tail = aligned_alloc(64, tail.bytes);
-    if (!image->tail)
-        return gemmd_fail(session, -ENOMEM, "no memory for the scales");
-    memset(image->tail, 0, tail.bytes);
-    if (tail.multipliers_bytes)
-        memcpy(image->tail, desc->multipliers, tail.multipliers_bytes);
-    scales = (float *)(void *)(image->tail + tail.scales_offset);
-    for (uint32_t i = 0; i < abi->scale_count; i++)
-        scales[i] = desc->b_scales ? desc->b_scales[i] : 1.0f;
-    if (abi->bias_type != GEMMD_ABI_TYPE_NONE)
-        memcpy(image->tail + tail.bias_offset, desc->bias, (size_t)abi->n * 4);
-    if (abi->b_zero_points)
-        memcpy(image->tail + tail.zero_points_offset, desc->b_zero_points, abi->n);
-    status = gemmd_validate_layer_values(abi, &tail, image->tail);
-    return status == GEMMD_STATUS_OK ? 0 : fail_status(session, status);
-}
-
-static void hash_image(const struct gemmd_layer_desc_abi *abi, const struct image *image,
-                       uint64_t content_id[2])
-{
-    const struct gemmd_layer_image *layout = &image->layout;
-    XXH3_state_t state;
-    XXH128_hash_t hash;
-
-    XXH3_128bits_reset(&state);
-    XXH3_128bits_update(&state, abi, sizeof(*abi));
-    XXH3_128bits_update(&state, image->weights, layout->weights_bytes);
-    XXH3_128bits_update(&state, zeros, layout->multipliers_offset - layout->weights_bytes);
-    XXH3_128bits_update(&state, image->tail, layout->bytes - layout->multipliers_offset);
-    hash = XXH3_128bits_digest(&state);
-    content_id[0] = hash.low64;
-    content_id[1] = hash.high64;
-}
-
-/* Copies what [offset, offset + bytes) of the image has of the part at [start, start + length). */
-static void copy_part(uint8_t *out, uint64_t offset, uint64_t bytes, const void *part,
-                      uint64_t start, uint64_t length)
-{
-    uint64_t from = offset > start ? offset : start;
-    uint64_t to = offset + bytes < start + length ? offset + bytes : start + length;
-
-    if (from < to)
-        memcpy(out + (from - offset), (const uint8_t *)part + (from - start), to - from);
-}
-
-static void copy_image(const struct image *image, uint8_t *out, uint64_t offset, uint64_t bytes)
-{
-    const struct gemmd_layer_image *layout = &image->layout;
-
-    copy_part(out, offset, bytes, image->weights, 0, layout->weights_bytes);
-    copy_part(out, offset, bytes, zeros, layout->weights_bytes,
-              layout->multipliers_offset - layout->weights_bytes);
-    copy_part(out, offset, bytes, image->tail, layout->multipliers_offset,
-              layout->bytes - layout->multipliers_offset);
 }
 
 /* ---- upload ---------------------------------------------------------------------------------- */
@@ -209,7 +61,7 @@ static uint8_t *alloc_window(struct gemmd *session, uint64_t image_bytes, uint64
     return window;
 }
 
-static int send_image(struct gemmd *session, const struct image *image, uint8_t *window,
+static int send_image(struct gemmd *session, const struct gemmd_image *image, uint8_t *window,
                       uint64_t window_bytes)
 {
     uint64_t bytes = image->layout.bytes;
@@ -224,7 +76,7 @@ static int send_image(struct gemmd *session, const struct image *image, uint8_t 
         };
         int error;
 
-        copy_image(image, window, offset, data.bytes);
+        gemmd_image_copy(image, window, offset, data.bytes);
         error = gemmd_ask(session, &data, sizeof(data), &reply, sizeof(reply), NULL);
         if (error < 0)
             return error;
@@ -232,7 +84,7 @@ static int send_image(struct gemmd *session, const struct image *image, uint8_t 
     return 0;
 }
 
-static int upload(struct gemmd *session, const struct image *image,
+static int upload(struct gemmd *session, const struct gemmd_image *image,
                   struct gemmd_msg_layer_reply *reply)
 {
     struct gemmd_msg_layer_commit commit = {.header.type = GEMMD_MSG_LAYER_COMMIT};
@@ -278,72 +130,181 @@ static int add_layer(struct gemmd *session, const struct gemmd_msg_layer_reply *
 }
 
 /* Without memory for it the layer is merely not kept. */
-static void keep_image(const struct gemmd *session, const struct image *image,
+static void keep_image(const struct gemmd *session, const struct gemmd_image *image,
                        struct gemmd_layer *layer)
 {
     if (!session->copies || !session->options.keep_weights)
         return;
     layer->image = malloc(image->layout.bytes);
     if (layer->image)
-        copy_image(image, layer->image, 0, image->layout.bytes);
+        gemmd_image_copy(image, layer->image, 0, image->layout.bytes);
 }
 
-/* The image is complete. */
-static int create(struct gemmd *session, struct gemmd_msg_layer_create *message,
-                  const struct image *image, struct gemmd_layer **out)
+/* ---- creation -------------------------------------------------------------------------------- */
+
+/* Requests sent before the first reply is waited for: few enough that neither side's socket fills.
+ * All hashing comes first: a request sent after each hash would wake the worker each time. */
+#define BATCH_MAX 32
+
+struct creation {
+    struct gemmd_msg_layer_create message;
+    struct gemmd_image image;
+    bool sent, missing; /* missing: the worker asks for the image */
+};
+
+static int prepare(struct gemmd *session, const struct gemmd_layer_desc *desc,
+                   struct creation *creation)
 {
-    struct gemmd_msg_layer_reply reply;
-    bool attached;
+    struct gemmd_msg_layer_create *message = &creation->message;
+    int error = gemmd_image_open(session, desc, &message->desc, &creation->image);
+
+    message->header.type = GEMMD_MSG_LAYER_CREATE;
+    if (error == 0)
+        error = convert_name(session, desc->name, true, message->name);
+    if (error == 0)
+        gemmd_image_hash(&message->desc, &creation->image, message->content_id);
+    return error;
+}
+
+/* The worker has the layer.  1 when it had it before, else 0; or -errno. */
+static int finish(struct gemmd *session, const struct creation *creation,
+                  const struct gemmd_msg_layer_reply *reply, struct gemmd_layer **out)
+{
     int error;
 
-    hash_image(&message->desc, image, message->content_id);
-    error = gemmd_ask(session, message, sizeof(*message), &reply, sizeof(reply), NULL);
-    if (error == 0 && reply.layer_gen == 0)
-        error = upload(session, image, &reply);
-    if (error < 0)
-        return error;
-    /* Also when another session committed the same contents while we sent ours. */
-    attached = reply.weight_bytes_new == 0;
-    if (memcmp(&reply.desc, &message->desc, sizeof(reply.desc)) != 0)
+    if (memcmp(&reply->desc, &creation->message.desc, sizeof(reply->desc)) != 0)
         return gemmd_fail(session, -EPROTO, "the worker at %s answered with another layer",
                           session->socket);
-    error = add_layer(session, &reply, message->name, out);
-    if (error == 0)
-        keep_image(session, image, *out);
+    error = add_layer(session, reply, creation->message.name, out);
+    if (error < 0)
+        return error;
+    keep_image(session, &creation->image, *out);
+    /* Also when another session committed the same contents while we sent ours. */
+    return reply->weight_bytes_new == 0;
+}
+
+/* The reply to a request of a batch: finish's results; 0 with creation->missing. */
+static int take_answer(struct gemmd *session, struct creation *creation, struct gemmd_layer **out)
+{
+    struct gemmd_msg_layer_reply reply;
+    int error = gemmd_receive(session, &creation->message.header, &reply, sizeof(reply));
+
+    creation->sent = false;
+    if (error < 0)
+        return error;
+    creation->missing = reply.layer_gen == 0;
+    return creation->missing ? 0 : finish(session, creation, &reply, out);
+}
+
+/* Asks for a batch in one go, so that the worker wakes up once, and takes what is there.  How many,
+ * or -errno when all replies have come. */
+static int attach_batch(struct gemmd *session, uint32_t count, struct creation *creations,
+                        struct gemmd_layer **out)
+{
+    char text[GEMMD_TEXT_BYTES];
+    int attached = 0, error = 0;
+
+    for (uint32_t i = 0; i < count && error == 0; i++) {
+        error = gemmd_send(session, &creations[i].message, sizeof(creations[i].message));
+        creations[i].sent = error == 0;
+    }
+    for (uint32_t i = 0; i < count && error != -ETIMEDOUT && !session->lost; i++) {
+        int result;
+
+        if (!creations[i].sent)
+            break;
+        memcpy(text, session->text, sizeof(text));
+        result = take_answer(session, &creations[i], &out[i]);
+        attached += result == 1;
+        if (error < 0)
+            memcpy(session->text, text, sizeof(text)); /* the first failure is the one to tell */
+        else if (result < 0)
+            error = result;
+    }
     return error < 0 ? error : attached;
+}
+
+/* How many are attached, or -errno. */
+static int attach_all(struct gemmd *session, const struct gemmd_layer_desc *descs, uint32_t count,
+                      struct creation *creations, struct gemmd_layer **out)
+{
+    int attached = 0, result = 0;
+
+    for (uint32_t first = 0; first < count && result >= 0; first += BATCH_MAX) {
+        uint32_t batch = count - first < BATCH_MAX ? count - first : BATCH_MAX;
+
+        for (uint32_t i = first; i < first + batch && result >= 0; i++)
+            result = prepare(session, &descs[i], &creations[i]);
+        if (result >= 0)
+            result = attach_batch(session, batch, &creations[first], &out[first]);
+        attached += result;
+    }
+    return result < 0 ? result : attached;
+}
+
+/* Uploads one that is missing.  Its request, unless it was the last, opened an upload that the next
+ * one abandoned. */
+static int supply(struct gemmd *session, struct creation *creation, bool is_open,
+                  struct gemmd_layer **out)
+{
+    struct gemmd_msg_layer_create *message = &creation->message;
+    struct gemmd_msg_layer_reply reply = {.layer_gen = 0};
+    int error = 0;
+
+    if (!is_open)
+        error = gemmd_ask(session, message, sizeof(*message), &reply, sizeof(reply), NULL);
+    if (error == 0 && reply.layer_gen == 0)
+        error = upload(session, &creation->image, &reply);
+    return error < 0 ? error : finish(session, creation, &reply, out);
+}
+
+static int create_all(struct gemmd *session, const struct gemmd_layer_desc *descs, uint32_t count,
+                      struct creation *creations, struct gemmd_layer **out)
+{
+    int attached = attach_all(session, descs, count, creations, out);
+    bool is_open = count && creations[count - 1].missing;
+
+    /* The one whose upload is open first. */
+    for (uint32_t i = count; i > 0 && attached >= 0; i--) {
+        int result;
+
+        if (!creations[i - 1].missing)
+            continue;
+        result = supply(session, &creations[i - 1], is_open && i == count, &out[i - 1]);
+        attached = result < 0 ? result : attached + result;
+    }
+    return attached;
+}
+
+int gemmd_layers_create(struct gemmd *session, const struct gemmd_layer_desc *descs,
+                        uint32_t count, struct gemmd_layer **out)
+{
+    struct creation *creations;
+    int result = gemmd_check(session);
+
+    for (uint32_t i = 0; i < count; i++)
+        out[i] = NULL;
+    if (result < 0)
+        return result;
+    if (session->control_only)
+        return gemmd_fail(session, -EINVAL, "layer: a control-only session has no arena");
+    creations = calloc(count, sizeof(*creations));
+    if (!creations && count)
+        return gemmd_fail(session, -ENOMEM, "no memory for %u layers", count);
+    result = create_all(session, descs, count, creations, out);
+    for (uint32_t i = 0; i < count; i++) {
+        gemmd_image_close(&creations[i].image);
+        if (result < 0)
+            gemmd_layer_close(session, &out[i]);
+    }
+    free(creations);
+    return result;
 }
 
 int gemmd_layer_create(struct gemmd *session, const struct gemmd_layer_desc *desc,
                        struct gemmd_layer **out)
 {
-    struct gemmd_msg_layer_create message = {.header.type = GEMMD_MSG_LAYER_CREATE};
-    struct gemmd_layer_desc quantised;
-    struct image image = {0};
-    void *memory = NULL;
-    int error = gemmd_check(session);
-
-    *out = NULL;
-    if (error < 0)
-        return error;
-    if (session->control_only)
-        return gemmd_fail(session, -EINVAL, "layer: a control-only session has no arena");
-    error = convert_desc(session, desc, &message.desc, &image.layout);
-    if (error == 0)
-        error = convert_name(session, desc->name, true, message.name);
-    if (error < 0)
-        return error;
-    quantised = *desc;
-    error = gemmd_quantize(session, &quantised, &memory);
-    if (error == 0)
-        error = check_arrays(session, &quantised);
-    if (error == 0)
-        error = build_tail(session, &quantised, &message.desc, &image);
-    image.weights = quantised.weights;
-    if (error == 0)
-        error = create(session, &message, &image, out);
-    free(image.tail);
-    free(memory);
-    return error;
+    return gemmd_layers_create(session, desc, 1, out);
 }
 
 int gemmd_layer_open(struct gemmd *session, const char *name, struct gemmd_layer **out)
@@ -409,7 +370,7 @@ int gemmd_layer_reopen(struct gemmd *session, struct gemmd_layer *layer)
 {
     struct gemmd_msg_layer_create message = {.header.type = GEMMD_MSG_LAYER_CREATE,
                                              .desc = layer->desc};
-    struct image image = {.weights = layer->image};
+    struct gemmd_image image = {.weights = layer->image};
     struct gemmd_msg_layer_reply reply;
     int error = reopen_by_name(session, layer, &reply);
 

@@ -21,9 +21,10 @@ static const char usage_text[] =
     "P processes, each sending one row through 24 layers of 1024 x 4096 one after the other: by\n"
     "one private worker, by its kernel called in process, and by oneDNN in process with one\n"
     "thread and with its default threads, on the same CPUs.  rows/s counts a row through one\n"
-    "layer.\n"
+    "layer.  Then what another process pays beyond hashing to create the same layers.\n"
     "\n"
     "  --processes LIST  like 1,2,4,8,16 (default)\n"
+    "  --attach          the last measurement alone\n"
     "  --layers L        2 to 24, even (default 24)\n"
     "  --seconds T       of each measurement (default 1)\n"
     "  --repetitions R   medians of R, 1 to 15 (default 5)\n"
@@ -52,6 +53,7 @@ struct sharing_report {
     struct gemmd *session; /* keeps the layers open */
     const char *peer;
     struct sharing_outcome outcomes[SHARING_COUNTS_MAX][SHARING_SIDES];
+    struct sharing_attach attach;
 };
 
 /* ---- measuring ------------------------------------------------------------------------------- */
@@ -169,8 +171,20 @@ static void print_count(const struct sharing_report *report, uint32_t index)
     fflush(stdout);
 }
 
+static void print_attach(const struct sharing_attach *attach)
+{
+    if (attach->ran)
+        printf("\nanother process creates the same %.0f MiB: %.2f ms, hashing alone %.2f ms; "
+               "beyond it %.1f ms per GiB (quartiles %.1f to %.1f, fastest %.1f); %lld bytes "
+               "new\n",
+               (double)attach->bytes / (1 << 20), attach->create_ms, attach->hash_ms,
+               attach->ms_per_gib, attach->ms_per_gib_low, attach->ms_per_gib_high,
+               attach->ms_per_gib_best, (long long)attach->bytes_new);
+}
+
 static void print_json(const struct sharing_report *report)
 {
+    const struct sharing_attach *attach = &report->attach;
     struct utsname name;
 
     uname(&name);
@@ -190,7 +204,12 @@ static void print_json(const struct sharing_report *report)
                    outcome->pass_p99_us, (unsigned long long)outcome->weight_bytes,
                    outcome->rows_per_panel, ratio(report, i, side));
         }
-    printf("\n]}\n");
+    printf("\n],\"attach\":{\"ran\":%s,\"bytes\":%llu,\"hash_ms\":%.3f,\"create_ms\":%.3f,"
+           "\"ms_per_gib\":%.3f,\"ms_per_gib_low\":%.3f,\"ms_per_gib_high\":%.3f,"
+           "\"ms_per_gib_best\":%.3f,\"bytes_new\":%lld}}\n", attach->ran ? "true" : "false",
+           (unsigned long long)attach->bytes, attach->hash_ms, attach->create_ms,
+           attach->ms_per_gib, attach->ms_per_gib_low, attach->ms_per_gib_high,
+           attach->ms_per_gib_best, (long long)attach->bytes_new);
 }
 
 static int plot(const struct sharing_report *report)
@@ -254,7 +273,7 @@ static bool pin(const char *list)
 
 enum option_id { OPTION_PROCESSES = 256, OPTION_LAYERS, OPTION_SECONDS, OPTION_REPETITIONS,
                  OPTION_CPUS, OPTION_WORKER, OPTION_WORKER_OPTION, OPTION_QUICK, OPTION_JSON,
-                 OPTION_PLOT, OPTION_HELP };
+                 OPTION_PLOT, OPTION_ATTACH, OPTION_HELP };
 
 static const struct option long_options[] = {
     {"processes", required_argument, NULL, OPTION_PROCESSES},
@@ -267,6 +286,7 @@ static const struct option long_options[] = {
     {"quick", no_argument, NULL, OPTION_QUICK},
     {"json", no_argument, NULL, OPTION_JSON},
     {"plot", required_argument, NULL, OPTION_PLOT},
+    {"attach", no_argument, NULL, OPTION_ATTACH},
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
 };
@@ -311,6 +331,9 @@ static bool apply(struct sharing_options *options, int id)
     case OPTION_PLOT:
         options->plot = optarg;
         return true;
+    case OPTION_ATTACH:
+        options->count_count = 0;
+        return true;
     default:
         return false;
     }
@@ -345,6 +368,13 @@ static int measure(struct sharing_report *report, struct sharing_model *model)
             fprintf(stderr, "gemmd-bench: the worker and its kernel in process disagree\n");
             code = EX_SOFTWARE;
         }
+    }
+    sharing_attach(model, report->options->worker.socket, &report->attach);
+    if (!report->options->json)
+        print_attach(&report->attach);
+    if (!report->attach.ran || report->attach.bytes_new) {
+        fprintf(stderr, "gemmd-bench: the model was not shared with another process\n");
+        code = EX_SOFTWARE;
     }
     gemmd_close(&report->session);
     return code;

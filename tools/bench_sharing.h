@@ -2,7 +2,8 @@
  * gemmd-bench sharing: P processes, each sending one row through a stack of layers, by a worker
  * that they share and by libraries that each calls in process.  Parts: bench_sharing.c the command
  * line and the reports, bench_sharing_run.c processes and clocks, bench_sharing_sides.c the worker
- * and its own kernel in process, bench_sharing_peer.c oneDNN.
+ * and its own kernel in process, bench_sharing_peer.c oneDNN, bench_sharing_attach.c what it costs
+ * a process to find its model there.
  */
 #ifndef GEMMD_TOOLS_BENCH_SHARING_H
 #define GEMMD_TOOLS_BENCH_SHARING_H
@@ -10,6 +11,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "client/gemmd.h"
 
 enum {
     SHARING_LAYERS_MAX = 24,
@@ -78,9 +81,29 @@ struct sharing_outcome {
 void sharing_run(const struct sharing_model *model, enum sharing_side_id side, uint32_t processes,
                  double seconds, const char *socket, struct sharing_outcome *out);
 
-/* bench_sharing_sides.c: opens the layers under their names for the children to find; the session
- * stays open.  NULL after a message. */
+/* bench_sharing_sides.c: creates the layers under their names, for the children to find; the
+ * session stays open.  NULL after a message. */
 struct gemmd *sharing_upload(const struct sharing_model *model, const char *socket);
+
+/* The same creation, in a session that is open: a result of gemmd_layers_create. */
+int sharing_create(const struct sharing_model *model, struct gemmd *session,
+                   struct gemmd_layer *out[SHARING_LAYERS_MAX]);
+struct gemmd *sharing_connect(const char *socket);
+
+/* What it costs another process to create layers that exist. */
+struct sharing_attach {
+    bool ran;
+    double hash_ms, create_ms;  /* of all layers; hashing alone, and all of it */
+    double ms_per_gib;          /* create less hash, median of the rounds */
+    double ms_per_gib_low, ms_per_gib_high; /* their quartiles */
+    double ms_per_gib_best;     /* fastest creation less fastest hash: without others' noise */
+    uint64_t bytes;             /* of weights */
+    int64_t bytes_new;          /* of worker memory */
+};
+
+/* bench_sharing_attach.c: in a process of its own. */
+void sharing_attach(const struct sharing_model *model, const char *socket,
+                    struct sharing_attach *out);
 
 /* argv[0] is "sharing".  An exit status. */
 int bench_sharing(int argc, char **argv);

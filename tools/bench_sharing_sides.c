@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "client/gemmd.h"
 #include "kernels/cpu.h"
 #include "kernels/epilogue.h"
 #include "kernels/gemm.h"
@@ -21,7 +20,7 @@ struct client {
     uint8_t *narrow, *wide;
 };
 
-static struct gemmd *connect_to(const char *socket)
+struct gemmd *sharing_connect(const char *socket)
 {
     struct gemmd_options options;
     struct gemmd *session;
@@ -40,29 +39,37 @@ static void name_of(uint32_t layer, char *out, size_t bytes)
     snprintf(out, bytes, "sharing/%u", layer);
 }
 
+int sharing_create(const struct sharing_model *model, struct gemmd *session,
+                   struct gemmd_layer *out[SHARING_LAYERS_MAX])
+{
+    struct gemmd_layer_desc descs[SHARING_LAYERS_MAX];
+    char names[SHARING_LAYERS_MAX][32];
+
+    for (uint32_t i = 0; i < model->layers; i++) {
+        struct gemmd_layer_desc *desc = &descs[i];
+
+        name_of(i, names[i], sizeof(names[i]));
+        gemmd_layer_desc_init(desc);
+        desc->n = sharing_n(i);
+        desc->k = sharing_k(i);
+        desc->c_type = GEMMD_TYPE_U8;
+        desc->weights = model->weights[i];
+        desc->a_scale = 1.0f;
+        desc->b_scales = &model->scale;
+        desc->activation = GEMMD_ACTIVATION_RELU;
+        desc->name = names[i];
+    }
+    return gemmd_layers_create(session, descs, model->layers, out);
+}
+
 struct gemmd *sharing_upload(const struct sharing_model *model, const char *socket)
 {
-    struct gemmd *session = connect_to(socket);
+    struct gemmd *session = sharing_connect(socket);
+    struct gemmd_layer *layers[SHARING_LAYERS_MAX];
 
-    for (uint32_t i = 0; i < model->layers && session; i++) {
-        struct gemmd_layer_desc desc;
-        struct gemmd_layer *layer;
-        char name[32];
-
-        name_of(i, name, sizeof(name));
-        gemmd_layer_desc_init(&desc);
-        desc.n = sharing_n(i);
-        desc.k = sharing_k(i);
-        desc.c_type = GEMMD_TYPE_U8;
-        desc.weights = model->weights[i];
-        desc.a_scale = 1.0f;
-        desc.b_scales = &model->scale;
-        desc.activation = GEMMD_ACTIVATION_RELU;
-        desc.name = name;
-        if (gemmd_layer_create(session, &desc, &layer) < 0) {
-            fprintf(stderr, "gemmd-bench: %s\n", gemmd_error_text(session));
-            gemmd_close(&session);
-        }
+    if (session && sharing_create(model, session, layers) < 0) {
+        fprintf(stderr, "gemmd-bench: %s\n", gemmd_error_text(session));
+        gemmd_close(&session);
     }
     return session;
 }
@@ -74,7 +81,7 @@ static void *client_open(const struct sharing_model *model, const char *socket)
     if (!client)
         return NULL;
     client->layers = model->layers;
-    client->session = connect_to(socket);
+    client->session = sharing_connect(socket);
     if (!client->session)
         return NULL;
     client->narrow = gemmd_buffer_alloc(client->session, SHARING_NARROW);

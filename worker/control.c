@@ -26,7 +26,7 @@
 #include "worker/requests.h"
 
 /* epoll tokens: a session's slot, or one of these. */
-enum { TOKEN_LISTEN = 1 << 20, TOKEN_SIGNAL, TOKEN_VIOLATION };
+enum { TOKEN_LISTEN = 1 << 20, TOKEN_SIGNAL, TOKEN_VIOLATION, TOKEN_HELPER };
 
 /* A connection has this long to say hello and to map its segments. */
 #define HANDSHAKE_NS UINT64_C(10000000000)
@@ -40,7 +40,7 @@ enum { TOKEN_LISTEN = 1 << 20, TOKEN_SIGNAL, TOKEN_VIOLATION };
 
 /* ---- sessions -------------------------------------------------------------------------------- */
 
-static bool send_error(int fd, uint32_t request_type, uint32_t serial, enum gemmd_status status)
+bool control_send_error(int fd, uint32_t request_type, uint32_t serial, enum gemmd_status status)
 {
     struct gemmd_msg_error_reply reply = {
         .header = {request_type | GEMMD_REPLY, sizeof(reply), serial, status}};
@@ -58,8 +58,10 @@ static void end_session(struct control *control, struct session *session)
         gemmd_counter_add(&control->config.stats->sessions_closed, 1);
     log_info(LOG_TOPIC_SESSION, "session %u of pid %d ended", session->id, (int)session->pid);
     control_release_session(control, session);
-    if (control->successor == session)
+    if (control->successor == session) {
         control->successor = NULL;
+        requests_commit_next(control);
+    }
     control->arena_bytes -= session->arena.bytes;
     control->sessions[session->slot] = NULL;
     control->session_count--;
@@ -73,105 +75,6 @@ static void end_violator(struct control *control, struct session *session, enum 
     log_warn(LOG_TOPIC_SESSION, "session %u of pid %d (uid %u) ended by the worker: %s",
              session->id, (int)session->pid, (unsigned)session->uid, gemmd_status_text_of(status));
     end_session(control, session);
-}
-
-/* What a user's sessions have: limits must hold for each, or one user locks out the others. */
-struct usage {
-    uint32_t sessions;
-    uint64_t arena_bytes;
-};
-
-static struct usage usage_of(const struct control *control, uid_t uid)
-{
-    struct usage usage = {0, 0};
-
-    for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++) {
-        const struct session *session = control->sessions[slot];
-
-        if (!session || session->uid != uid)
-            continue;
-        usage.sessions++;
-        usage.arena_bytes += session->arena.bytes;
-    }
-    return usage;
-}
-
-bool control_has_arena_room(const struct control *control, const struct session *session,
-                            uint64_t arena_bytes)
-{
-    const struct control_config *config = &control->config;
-    uint64_t of_user = usage_of(control, session->uid).arena_bytes;
-
-    return arena_bytes <= config->arena_bytes_max &&
-           control->arena_bytes <= config->arena_bytes_max - arena_bytes &&
-           arena_bytes <= config->uid_arena_bytes_max &&
-           of_user <= config->uid_arena_bytes_max - arena_bytes;
-}
-
-static void refuse(int fd, enum gemmd_status status)
-{
-    send_error(fd, GEMMD_MSG_HELLO, 0, status);
-    close(fd);
-}
-
-/* No descriptor is left: a connection that stayed in the queue would keep the listening socket
- * readable and this thread turning.  The spare one makes room to say no. */
-static void refuse_one(struct control *control)
-{
-    int fd;
-
-    log_error(LOG_TOPIC_CONTROL, "accept: %s; raise LimitNOFILE", strerror(errno));
-    close(control->spare_fd);
-    fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    /* not covered: the client of the first try is still there, unless it has just left */
-    if (fd >= 0)
-        refuse(fd, GEMMD_STATUS_SESSIONS_FULL);
-    control->spare_fd = fcntl(control->lock_fd, F_DUPFD_CLOEXEC, 0);
-}
-
-static void accept_connection(struct control *control)
-{
-    struct session *session;
-    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
-    uint32_t slot = 0;
-    pid_t pid = 0;
-    uid_t uid = 0;
-    int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-
-    if (fd < 0) {
-        if (errno == EMFILE || errno == ENFILE)
-            refuse_one(control);
-        return;
-    }
-    if (!peers_admit(control->config.peers, fd, &pid, &uid)) {
-        log_warn(LOG_TOPIC_CONTROL, "uid %u is not admitted; see --allow-uid and --allow-gid",
-                 (unsigned)uid);
-        refuse(fd, GEMMD_STATUS_DENIED);
-        return;
-    }
-    while (slot < GEMMD_WORKER_SESSIONS_MAX && control->sessions[slot])
-        slot++;
-    if (slot == GEMMD_WORKER_SESSIONS_MAX ||
-        usage_of(control, uid).sessions >= control->config.uid_sessions_max) {
-        refuse(fd, GEMMD_STATUS_SESSIONS_FULL);
-        return;
-    }
-    session = session_open(slot, control->next_session_id, fd, pid, uid);
-    event.data.u64 = slot;
-    if (!session || epoll_ctl(control->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
-        send_error(fd, GEMMD_MSG_HELLO, 0, GEMMD_STATUS_NO_MEMORY);
-        if (session)
-            session_close(&session);
-        else
-            close(fd);
-        return;
-    }
-    /* not covered: after 2^32 sessions */
-    if (++control->next_session_id == 0)
-        control->next_session_id = 1; /* not covered: as above */
-    session->weight = peers_weight(control->config.peers, uid);
-    control->sessions[slot] = session;
-    control->session_count++;
 }
 
 static void drop_descriptor(struct control *control)
@@ -213,7 +116,8 @@ static void receive(struct control *control, struct session *session)
         bool whole = bytes >= (ssize_t)sizeof(*header);
 
         drop_descriptor(control);
-        send_error(session->fd, whole ? header->type : 0, whole ? header->serial : 0, status);
+        control_send_error(session->fd, whole ? header->type : 0,
+                           whole ? header->serial : 0, status);
         end_violator(control, session, status);
         return;
     }
@@ -225,6 +129,26 @@ static void receive(struct control *control, struct session *session)
         fprintf(stderr, "gemmd: session %u: message %u serial %u: %s\n", session->id, header->type,
                 header->serial, gemmd_status_name_of(status));
     if (!answer.later)
+        send_answer(control, session, &answer);
+}
+
+void control_hold(struct control *control, const struct session *session, bool hold)
+{
+    struct epoll_event event = {.events = (hold ? 0 : EPOLLIN) | EPOLLRDHUP,
+                                .data.u64 = session->slot};
+
+    if (epoll_ctl(control->epoll_fd, EPOLL_CTL_MOD, session->fd, &event) < 0)
+        log_error(LOG_TOPIC_CONTROL, "epoll_ctl: %s", strerror(errno)); /* not covered */
+}
+
+/* The helper has done something. */
+static void go_on_with_commit(struct control *control)
+{
+    struct control_answer answer;
+    struct session *session = requests_commit_on(control, &answer);
+
+    handover_write(control->config.handover, control->config.layers, control->config.pool);
+    if (session)
         send_answer(control, session, &answer);
 }
 
@@ -293,10 +217,13 @@ static bool handle_event(struct control *control, const struct epoll_event *even
 
     switch (event->data.u64) {
     case TOKEN_LISTEN:
-        accept_connection(control);
+        control_accept(control);
         return true;
     case TOKEN_VIOLATION:
         end_ring_violators(control);
+        return true;
+    case TOKEN_HELPER:
+        go_on_with_commit(control);
         return true;
     case TOKEN_SIGNAL:
         /* not covered: it was readable, and is ours alone */
@@ -350,7 +277,8 @@ static int sleep_ms(const struct control *control)
 {
     uint64_t watchdog_ms = notify_watchdog_ns(control->config.notify) / 4000000;
 
-    if (control->loading)
+    if (control->loading ||
+        (layers_are_unverified(control->config.layers) && !control->successor))
         return 0;
     if (control->config.trace)
         return TRACE_DRAIN_MS;
@@ -432,7 +360,22 @@ static int open_descriptors(struct control *control)
         error = watch(control, control->signal_fd, TOKEN_SIGNAL);
     if (error == 0)
         error = watch(control, control->config.violation_fd, TOKEN_VIOLATION);
+    if (error == 0)
+        error = helper_open(&control->helper);
+    if (error == 0)
+        error = watch(control, helper_fd(control->helper), TOKEN_HELPER);
     return error;
+}
+
+/* The table before the old place is used again: who finds it after our death finds the bytes. */
+static void move_layer(void *context, struct layer *layer, const struct layer_view *view)
+{
+    struct control *control = context;
+    const struct mailbox_order move = {
+        .op = MAILBOX_MOVE_LAYER, .layer = layer, .view = view};
+
+    mailbox_call(control->config.mailbox, &move);
+    handover_write(control->config.handover, control->config.layers, control->config.pool);
 }
 
 int control_open(struct control **out, const struct control_config *config)
@@ -457,6 +400,7 @@ int control_open(struct control **out, const struct control_config *config)
         control_close(&control);
         return error;
     }
+    layers_set_on_move(config->layers, move_layer, control);
     *out = control;
     return 0;
 }
@@ -476,6 +420,9 @@ void control_close(struct control **control_p)
     for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++)
         if (control->sessions[slot])
             end_session(control, control->sessions[slot]);
+    requests_drop_commit(control);
+    helper_close(&control->helper);
+    layers_set_on_move(control->config.layers, NULL, NULL);
     if (control->listen_fd >= 0)
         remove_socket(control);
     close_fd(control->listen_fd);

@@ -2,9 +2,10 @@
  * The control plane: one thread (the process's main thread) that owns the socket, the connections
  * and the life of sessions.  It may block and allocate; it never touches a ring.
  *
- *   control.c    connections: accept, credentials, packets in and out, sessions' end, drain
- *   requests.c   what each message does (layers in requests_layers.c, operators in
- *                requests_operator.c)
+ *   control.c    connections: packets in and out, sessions' end, drain; accept and credentials in
+ *                control_door.c
+ *   requests.c   what each message does (layers in requests_layers.c and requests_commit.c,
+ *                operators in requests_operator.c)
  */
 #ifndef GEMMD_WORKER_CONTROL_H
 #define GEMMD_WORKER_CONTROL_H
@@ -17,6 +18,7 @@
 #include "proto/stats.h"
 #include "worker/dispatcher.h"
 #include "worker/handover.h"
+#include "worker/helper.h"
 #include "worker/layers.h"
 #include "worker/loading.h"
 #include "worker/mailbox.h"
@@ -53,6 +55,14 @@ struct control_config {
     bool debug;       /* print each message */
 };
 
+/* The commit that the helper works on: its image is no longer the session's. */
+struct control_commit {
+    enum { COMMIT_NONE, COMMIT_BUILD, COMMIT_FREE } task;
+    struct session *session; /* NULL: it has ended, or has its answer */
+    struct session_upload upload;
+    struct layer_build build;
+};
+
 struct control {
     struct control_config config;
     int listen_fd, signal_fd, epoll_fd, lock_fd;
@@ -66,6 +76,9 @@ struct control {
     uint64_t verify_faults_seen;
     uint64_t arena_bytes;   /* of all sessions */
     uint64_t staging_bytes; /* of all open uploads */
+    struct helper *helper;
+    struct control_commit commit;
+    uint64_t commits; /* large ones so far */
     int received_fd;        /* came with the packet that is being handled; -1: none */
     /* The operator's load that is going on, one at a time; NULL: none. */
     struct loading *loading;
@@ -128,9 +141,17 @@ struct control_answer {
 enum gemmd_status control_request(struct control *control, struct session *session,
                                   const void *request, struct control_answer *answer);
 
+/* control_door.c: takes a connection from the socket, or refuses it. */
+void control_accept(struct control *control);
+/* control.c: a bare header.  False when it was not sent. */
+bool control_send_error(int fd, uint32_t request_type, uint32_t serial, enum gemmd_status status);
+
 /* Room for an arena within the limits of the worker and of the session's user? */
 bool control_has_arena_room(const struct control *control, const struct session *session,
                             uint64_t arena_bytes);
+
+/* Listens to a session no more, but for its end; or again. */
+void control_hold(struct control *control, const struct session *session, bool hold);
 
 /* Closes the session's layers and its upload; part of its end. */
 void control_release_session(struct control *control, struct session *session);

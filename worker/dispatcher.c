@@ -150,9 +150,11 @@ static void take_orders(struct dispatcher *dispatcher)
         case MAILBOX_DETACH:
             detach(dispatcher, order.session);
             break;
-        case MAILBOX_LAYER:
-            executor_set_layer(&dispatcher->executor, order.session, order.layer_id, order.layer,
-                               order.layer_gen);
+        case MAILBOX_CLOSE_LAYER:
+            executor_close_layer(&dispatcher->executor, order.session, order.layer_id);
+            break;
+        case MAILBOX_MOVE_LAYER: /* between two slices: nobody reads it */
+            order.layer->view = *order.view;
             break;
         case MAILBOX_DRAIN:
             drain(dispatcher);

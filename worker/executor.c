@@ -143,19 +143,41 @@ static const enum scheduler_class classes[] = {
     [GEMMD_ABI_PRIORITY_BACKGROUND] = SCHEDULER_BACKGROUND,
 };
 
+/* The first job of an opening, or of the layer. */
+static void set_up_flow(struct session_ring *ring, struct session_layer *open, struct layer *layer,
+                        uint32_t gen)
+{
+    const struct layer_view *view = &layer->view;
+
+    if (layer->scheduled.panels == 0) {
+        /* 100 MAC/ns and 20 bytes/ns: between the slowest and the fastest level. */
+        scheduler_init_layer(&layer->scheduled, (view->n + view->nr - 1) / view->nr, view->mr,
+                             (uint64_t)view->nr * view->k * (view->mr + 5) / 100);
+        scheduler_limit_rows(&layer->scheduled, scan_rows_limit(view));
+    }
+    scheduler_init_flow(&open->flow, &ring->scheduled, &layer->scheduled);
+    open->flow_gen = gen;
+}
+
 /* The layer of a job that may run. */
 static enum gemmd_status check_job(struct session_ring *ring, const struct gemmd_sqe *sqe,
                                    struct session_layer **out)
 {
     struct session_layer *open;
+    struct layer *layer;
+    uint32_t gen;
 
     if (sqe->layer_id >= GEMMD_SESSION_LAYERS_MAX)
         return GEMMD_STATUS_LAYER;
     open = &ring->layers[sqe->layer_id];
-    if (!open->layer || open->gen != sqe->layer_gen)
-        return open->gen ? GEMMD_STATUS_LAYER_STALE : GEMMD_STATUS_LAYER; /* 0: never opened */
+    layer = __atomic_load_n(&open->layer, __ATOMIC_ACQUIRE); /* pairs with session_layer_open */
+    gen = __atomic_load_n(&open->gen, __ATOMIC_RELAXED);
+    if (!layer || gen != sqe->layer_gen)
+        return gen ? GEMMD_STATUS_LAYER_STALE : GEMMD_STATUS_LAYER; /* 0: never opened */
+    if (open->flow_gen != gen)
+        set_up_flow(ring, open, layer, gen);
     *out = open;
-    return gemmd_validate_job_operands(sqe, &open->layer->shape, ring->arena_bytes);
+    return gemmd_validate_job_operands(sqe, &layer->shape, ring->arena_bytes);
 }
 
 /* Ends unfinished jobs of that user_data. */
@@ -341,25 +363,13 @@ void executor_detach(struct executor *executor, struct session *session)
     scheduler_remove_session(&executor->scheduler, &session->ring.scheduled);
 }
 
-void executor_set_layer(struct executor *executor, struct session *session, uint32_t layer_id,
-                        struct layer *layer, uint32_t layer_gen)
+void executor_close_layer(struct executor *executor, struct session *session, uint32_t layer_id)
 {
-    struct session_ring *ring = &session->ring;
-    struct session_layer *entry = &ring->layers[layer_id];
+    struct session_layer *entry = &session->ring.layers[layer_id];
 
-    if (entry->layer)
-        withdraw(executor, ring, &entry->flow, GEMMD_STATUS_LAYER_STALE);
-    if (layer && layer->scheduled.panels == 0) {
-        const struct layer_view *view = &layer->view;
-
-        /* 100 MAC/ns and 20 bytes/ns: between the slowest and the fastest level. */
-        scheduler_init_layer(&layer->scheduled, (view->n + view->nr - 1) / view->nr, view->mr,
-                             (uint64_t)view->nr * view->k * (view->mr + 5) / 100);
-        scheduler_limit_rows(&layer->scheduled, scan_rows_limit(view));
-    }
-    scheduler_init_flow(&entry->flow, &ring->scheduled, layer ? &layer->scheduled : NULL);
-    entry->layer = layer;
-    entry->gen = layer_gen;
+    if (entry->flow_gen == entry->gen)
+        withdraw(executor, &session->ring, &entry->flow, GEMMD_STATUS_LAYER_STALE);
+    entry->layer = NULL;
 }
 
 int executor_init(struct executor *executor, const struct executor_config *config)

@@ -81,10 +81,8 @@ void executor_fini(struct executor *executor);
 void executor_attach(struct executor *executor, struct session *session);
 /* Nothing of the session is touched afterwards. */
 void executor_detach(struct executor *executor, struct session *session);
-/* Puts `layer` (NULL: none) into the session's table; jobs of what was there end with LAYER_STALE.
- */
-void executor_set_layer(struct executor *executor, struct session *session, uint32_t layer_id,
-                        struct layer *layer, uint32_t layer_gen);
+/* Takes an open layer out of the session's table; its jobs end with LAYER_STALE. */
+void executor_close_layer(struct executor *executor, struct session *session, uint32_t layer_id);
 
 /* Takes up to SESSION_BATCH submissions: what needs no computing completes at once, the rest
  * waits.  False: there was none. */

@@ -100,7 +100,9 @@ static int prepare(struct extent **out, enum extent_rung rung, uint64_t bytes, i
 /* Populates a fresh mapping and makes its pages huge where that was asked for. */
 static int populate(struct extent *extent)
 {
-    int error = memory_populate(extent->memory, extent->bytes, extent->fd);
+    int error = memory_populate(extent->memory, extent->bytes, extent->fd,
+                                extent->rung <= EXTENT_2M ? extent_rung_bytes(extent->rung)
+                                                          : MEMORY_PAGE_BYTES);
 
     if (error == 0 && extent->rung == EXTENT_THP && extent->fd >= 0)
         madvise(extent->memory, extent->bytes, MADV_COLLAPSE); /* bytes_thp says what came of it */
@@ -216,21 +218,6 @@ void extent_unmap(struct extent **extent_p)
     *extent_p = NULL;
 }
 
-/* A recycled range holds an older layer's bytes. */
-static int clear(struct extent *extent, const struct extent_block *block)
-{
-    bool was_writable = extent->writable;
-    int error;
-
-    if (extent->fresh)
-        return 0;
-    error = extent_set_writable(extent, true);
-    if (error < 0)
-        return error;
-    memset(extent->memory + block->offset, 0, block->bytes);
-    return extent_set_writable(extent, was_writable);
-}
-
 /* Cuts `block` in two at `bytes`. */
 static bool split(struct extent_block *block, uint64_t bytes)
 {
@@ -241,7 +228,9 @@ static bool split(struct extent_block *block, uint64_t bytes)
     rest = calloc(1, sizeof(*rest));
     if (!rest)
         return false;
-    *rest = (struct extent_block){block->next, block->offset + bytes, block->bytes - bytes, false};
+    *rest = (struct extent_block){.next = block->next,
+                                  .offset = block->offset + bytes,
+                                  .bytes = block->bytes - bytes};
     block->next = rest;
     block->bytes = bytes;
     return true;
@@ -264,24 +253,14 @@ uint64_t extent_best_fit(const struct extent *extent, uint64_t bytes)
     return block ? block->bytes : 0;
 }
 
-void *extent_alloc(struct extent *extent, uint64_t bytes, int *error_p)
+void *extent_take(struct extent *extent, uint64_t bytes)
 {
     struct extent_block *block = best_fit(extent, bytes);
 
-    *error_p = 0;
-    if (!block)
+    if (!block || !split(block, bytes))
         return NULL;
-    if (!split(block, bytes)) {
-        *error_p = -ENOMEM;
-        return NULL;
-    }
     block->used = true;
     extent->bytes_used += bytes;
-    *error_p = clear(extent, block);
-    if (*error_p < 0) {
-        extent_free(extent, extent->memory + block->offset);
-        return NULL;
-    }
     return extent->memory + block->offset;
 }
 
@@ -317,6 +296,14 @@ static void join_next(struct extent_block *block)
     free(next);
 }
 
+void extent_join(struct extent *extent)
+{
+    extent->fresh = false;
+    for (struct extent_block *block = extent->blocks; block; block = block->next)
+        while (!block->used && block->next && !block->next->used)
+            join_next(block);
+}
+
 bool extent_free(struct extent *extent, const void *memory)
 {
     struct extent_block *block = extent->blocks, *before = NULL;
@@ -328,12 +315,23 @@ bool extent_free(struct extent *extent, const void *memory)
     if (!block)
         return false;
     block->used = false;
+    block->owner = NULL;
     extent->bytes_used -= block->bytes;
     extent->fresh = false;
     join_next(block);
     if (before)
         join_next(before);
     return true;
+}
+
+void extent_set_owner(const struct extent *extent, const void *memory, void *owner)
+{
+    struct extent_block *block = extent->blocks;
+
+    while (block && (!block->used || extent->memory + block->offset != memory))
+        block = block->next;
+    if (block)
+        block->owner = owner;
 }
 
 bool extent_owns(const struct extent *extent, const void *memory)

@@ -19,6 +19,7 @@ struct extent_block {
     struct extent_block *next;
     uint64_t offset, bytes;
     bool used;
+    void *owner; /* of what is used and may be moved (pool_set_owner) */
 };
 
 struct extent {
@@ -50,12 +51,15 @@ int extent_adopt(struct extent **out, enum extent_rung rung, uint64_t bytes, int
 
 /* Bytes of the shortest free range of at least `bytes`; 0: there is none. */
 uint64_t extent_best_fit(const struct extent *extent, uint64_t bytes);
-/* Best fit; NULL with *error_p = 0 (no range is long enough) or -errno.  Zeroed, read-only. */
-void *extent_alloc(struct extent *extent, uint64_t bytes, int *error_p);
+/* Best fit; NULL: no range is long enough, or no memory for the list. */
+void *extent_take(struct extent *extent, uint64_t bytes);
 /* Takes a free range where it is; NULL: not free, not inside, no memory.  Keeps its bytes. */
 void *extent_claim(struct extent *extent, uint64_t offset, uint64_t bytes);
+/* Joins free neighbours, after blocks were freed one by one. */
+void extent_join(struct extent *extent);
 /* False: no such allocation here. */
 bool extent_free(struct extent *extent, const void *memory);
+void extent_set_owner(const struct extent *extent, const void *memory, void *owner);
 bool extent_owns(const struct extent *extent, const void *memory);
 /* 0 or -errno. */
 int extent_set_writable(struct extent *extent, bool writable);

@@ -138,17 +138,6 @@ static void adopt_extents(const struct table *table, struct pool *pool, handover
     }
 }
 
-static bool checksum_is(const void *memory, uint64_t bytes, const uint64_t expected[2])
-{
-    struct layer_hash hash;
-    uint64_t found[2];
-
-    layer_hash_begin(&hash);
-    layer_hash_add(&hash, memory, bytes);
-    layer_hash_end(&hash, found);
-    return found[0] == expected[0] && found[1] == expected[1];
-}
-
 static struct layer *adopt_layer(const struct table_layer *left, struct layers *layers,
                                  struct pool *pool)
 {
@@ -170,8 +159,8 @@ static struct layer *adopt_layer(const struct table_layer *left, struct layers *
     memory = pool_claim(pool, left->extent_id, left->offset, left->bytes);
     if (!memory)
         return NULL;
-    if (checksum_is(memory, left->bytes, left->checksum) &&
-        layer_memory_check(kernel, &left->desc, memory) == GEMMD_STATUS_OK)
+    /* Its checksum is compared before its first use: layer_verify. */
+    if (layer_memory_check(kernel, &left->desc, memory) == GEMMD_STATUS_OK)
         layer = layers_adopt(layers, &facts, memory);
     if (!layer)
         pool_unclaim(pool, memory);

@@ -5,7 +5,7 @@
  * whole.  So it is right at any instant, whenever the writer dies.
  *
  * Nothing in it is believed: extents are checked against their files, layers against the extents,
- * weights against their checksums.
+ * weights against their checksums before the first use of each.
  */
 #ifndef GEMMD_WORKER_HANDOVER_H
 #define GEMMD_WORKER_HANDOVER_H

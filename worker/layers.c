@@ -11,6 +11,36 @@
 #include "worker/layers_table.h"
 #include "worker/log.h"
 
+static bool may_move(void *context, void *owner)
+{
+    const struct layer *layer = owner;
+
+    (void)context;
+    return layer->compared == 0;
+}
+
+static void moved(void *context, void *owner, void *to)
+{
+    struct layers *layers = context;
+    struct layer *layer = owner;
+    struct layer_view view;
+
+    layer->memory = to;
+    layer->page_bytes = pool_page_bytes(layers->config.pool, to);
+    layers->generation++;
+    layer_memory_view(layers->config.kernel, &layer->desc, to, &view);
+    if (layers->on_move)
+        layers->on_move(layers->on_move_context, layer, &view);
+    else
+        layer->view = view;
+}
+
+void layers_set_on_move(struct layers *layers, layers_moved_fn *on_move, void *context)
+{
+    layers->on_move = on_move;
+    layers->on_move_context = context;
+}
+
 int layers_open(struct layers **out, const struct layers_config *config)
 {
     struct layers *layers = calloc(1, sizeof(*layers));
@@ -19,6 +49,8 @@ int layers_open(struct layers **out, const struct layers_config *config)
     if (!layers)
         return -ENOMEM;
     layers->config = *config;
+    layers->mover = (struct pool_mover){may_move, moved, layers};
+    pool_set_mover(config->pool, &layers->mover);
     return 0;
 }
 
@@ -61,6 +93,7 @@ void layers_close(struct layers **layers_p)
 
     if (!layers)
         return;
+    pool_set_mover(layers->config.pool, NULL);
     while (layers->count) {
         struct layer *layer = layers->table[--layers->count];
 
@@ -339,7 +372,29 @@ void layer_condemn(struct layers *layers, struct layer *layer)
         remove_layer(layers, layer);
 }
 
-/* ---- scrub ----------------------------------------------------------------------------------- */
+/* ---- checksums ------------------------------------------------------------------------------- */
+
+bool layer_verify(struct layer *layer)
+{
+    struct layer_hash hash;
+    uint64_t found[2];
+
+    if (!layer->unverified)
+        return true;
+    layer_hash_begin(&hash);
+    layer_hash_add(&hash, layer->memory, layer->bytes);
+    layer_hash_end(&hash, found);
+    layer->unverified = found[0] != layer->checksum[0] || found[1] != layer->checksum[1];
+    return !layer->unverified;
+}
+
+bool layers_are_unverified(const struct layers *layers)
+{
+    for (uint32_t i = 0; i < layers->count; i++)
+        if (layers->table[i]->unverified)
+            return true;
+    return false;
+}
 
 /* The next layer; false: there is none. */
 static bool scrub_on(struct layers *layers)
@@ -359,7 +414,7 @@ static bool scrub_on(struct layers *layers)
 struct layer *layers_scrub(struct layers *layers, uint64_t bytes)
 {
     while (bytes) {
-        const struct layer *layer = layers->scrubbing;
+        struct layer *layer = layers->scrubbing;
         uint64_t piece, checksum[2];
 
         if (!layer) {
@@ -379,8 +434,9 @@ struct layer *layers_scrub(struct layers *layers, uint64_t bytes)
         layer_hash_end(&layers->scrub_hash, checksum);
         if (checksum[0] != layer->checksum[0] || checksum[1] != layer->checksum[1]) {
             layers->scrub_faults++;
-            return (struct layer *)(uintptr_t)layer;
+            return layer;
         }
+        layer->unverified = false;
         if (layers->scrub_next >= layers->count) /* one pass at most in a call */
             return NULL;
     }

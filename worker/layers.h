@@ -40,6 +40,8 @@ struct layer {
     uint32_t owner_uid;   /* the user whose upload made it; may attach by the bare hash */
     uint32_t charged_uid; /* the user whose quota it counts against */
     uint32_t references;  /* open handles of sessions */
+    uint32_t compared;    /* builds that read it on another thread: it is not moved */
+    bool unverified;      /* another worker left it, and its checksum was not compared yet */
     bool pinned;          /* never evicted */
     bool condemned;       /* goes with its last reference, and nobody attaches to it */
     uint64_t last_use;    /* registry clock, for the LRU */
@@ -69,6 +71,11 @@ struct layers;
 int layers_open(struct layers **out, const struct layers_config *config);
 /* The layers' memory stays the pool's, whose end comes next: it may be kept for the next worker. */
 void layers_close(struct layers **layers);
+
+/* A layer's bytes were copied to where `view` looks: `on_move` makes it the layer's view before
+ * anybody can see that the old place is used again.  Until it is set, nobody runs layers. */
+typedef void layers_moved_fn(void *context, struct layer *layer, const struct layer_view *view);
+void layers_set_on_move(struct layers *layers, layers_moved_fn *on_move, void *context);
 
 const struct gemm_kernel *layers_kernel(const struct layers *layers);
 /* Changes whenever a layer, a name or a pin does. */
@@ -110,6 +117,12 @@ void layer_release_or_drop(struct layers *layers, struct layer *layer);
 /* Corrupted: no name, no attaching; freed now, or with its last reference. */
 void layer_condemn(struct layers *layers, struct layer *layer);
 
+/* Before a layer is used: false when its bytes are not those of its checksum; the caller withdraws
+ * it.  Costs nothing but the first time, for a layer that another worker left. */
+bool layer_verify(struct layer *layer);
+/* Are there layers that nobody has verified yet? */
+bool layers_are_unverified(const struct layers *layers);
+
 /* Compares up to `bytes` of weights with their checksums, on from where the last call ended.  A
  * layer that changed is returned, NULL otherwise. */
 struct layer *layers_scrub(struct layers *layers, uint64_t bytes);
@@ -120,10 +133,41 @@ struct layer *layers_take_suspect(struct layers *layers, bool *changed);
 
 /* ---- layers_build.c -------------------------------------------------------------------------- */
 
-/* Packs an image (private to the caller, already of the right size) into a layer of `uid`.
- * Checks values and hash.  If the registry has the content already, the packed bytes are compared
- * and the existing layer is returned (*bytes_new = 0).  *out has no reference taken. OK, B_SCALE,
- * BIAS, CONTENT, POOL_FULL, QUOTA, LAYERS_FULL, NO_MEMORY, INTERNAL. */
+enum layer_build_step { LAYER_BUILD_CHECK, LAYER_BUILD_MAP, LAYER_BUILD_FILL, LAYER_BUILD_DONE };
+
+/* Packs an image into a layer, in steps whose slow parts may run on another thread: some 2 s for
+ * 4 GiB in all.  Checks values and hash.  If the registry has the content already, the packed bytes
+ * are compared and the existing layer is the result. */
+struct layer_build {
+    /* the caller's, from begin to DONE */
+    struct gemmd_layer_desc_abi desc;
+    const void *image; /* private, of the right size */
+    uint64_t content_id[2];
+    uint32_t uid;
+    /* the result */
+    enum gemmd_status status; /* OK, B_SCALE, BIAS, CONTENT, POOL_FULL, QUOTA, LAYERS_FULL,
+                                 NO_MEMORY, INTERNAL */
+    struct layer *layer;      /* with a reference of the caller's to release; NULL unless OK */
+    uint64_t bytes_new;       /* 0: it was there */
+    /* inside */
+    enum layer_build_step step;
+    const struct gemm_kernel *kernel;
+    struct layer *twin; /* has the content; a reference is taken */
+    bool same;          /* and the bytes */
+    bool has_request;
+    struct pool_request request;
+    uint64_t checksum[2];
+};
+
+/* begin, then run and next in turn until next says false.  run: any thread; it touches nothing of
+ * the registry that others could change meanwhile.  abort: instead of next, at any time that run is
+ * not under way; the status is the caller's to choose. */
+void layer_build_begin(struct layers *layers, struct layer_build *build);
+void layer_build_run(struct layer_build *build);
+bool layer_build_next(struct layers *layers, struct layer_build *build);
+void layer_build_abort(struct layers *layers, struct layer_build *build);
+
+/* All of it at once.  *out has no reference taken. */
 enum gemmd_status layers_create(struct layers *layers, const struct gemmd_layer_desc_abi *desc,
                                 const void *image, const uint64_t content_id[2], uint32_t uid,
                                 struct layer **out, uint64_t *bytes_new);
@@ -139,8 +183,8 @@ void layers_discard(struct layers *layers, struct layer **draft);
 uint64_t layers_enter(struct layers *layers, struct layer **draft, const uint64_t content_id[2],
                       const uint64_t checksum[2], uint32_t owner_uid);
 
-/* A layer whose memory another worker left (worker/handover.h): owned by the pool already, filled
- * and verified.  NULL: no memory. */
+/* A layer whose memory another worker left (worker/handover.h): owned by the pool already, filled,
+ * to be verified.  NULL: no memory. */
 struct layer *layers_adopt(struct layers *layers, const struct layer *facts, void *memory);
 
 #endif

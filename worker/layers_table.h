@@ -12,6 +12,9 @@ struct layer_name {
 
 struct layers {
     struct layers_config config;
+    struct pool_mover mover;
+    layers_moved_fn *on_move;
+    void *on_move_context;
     uint64_t clock, generation;
     uint32_t count;
     uint32_t drafts; /* each has a place in the table to come */
@@ -19,7 +22,7 @@ struct layers {
     struct layer_name names[GEMMD_WORKER_LAYERS_MAX];
     uint64_t evictions;
     /* the scrub's place: `scrubbed` bytes of `scrubbing` are in the hash */
-    const struct layer *scrubbing;
+    struct layer *scrubbing;
     uint64_t scrubbed;
     struct layer_hash scrub_hash;
     uint32_t scrub_next; /* index of the layer after that */

@@ -164,6 +164,10 @@ static enum gemmd_status begin_layer(struct loading *loading, const struct layer
     /* Restarted with the same model, or loaded twice: nothing to read. */
     full_name(loading, loading->next, name);
     present = layers_find_name(loading->layers, name);
+    if (present && !layer_verify(present)) {
+        layer_condemn(loading->layers, present); /* nobody has opened it yet */
+        present = NULL;
+    }
     if (present &&
         memcmp(present->content_id, entry->content_id, sizeof(entry->content_id)) == 0 &&
         memcmp(&present->desc, &entry->desc, sizeof(entry->desc)) == 0)

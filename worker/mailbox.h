@@ -12,12 +12,13 @@
 
 struct session;
 struct layer;
+struct layer_view;
 
 enum mailbox_op {
     MAILBOX_ATTACH, /* serve the session from now on */
     MAILBOX_DETACH, /* forget it: nothing of it is touched after the answer */
-    MAILBOX_LAYER,  /* session->ring.layers[layer_id] = {layer, gen}; a job that runs on the old one
-                       is completed with LAYER_STALE */
+    MAILBOX_CLOSE_LAYER, /* session->ring.layers[layer_id]; its jobs complete with LAYER_STALE */
+    MAILBOX_MOVE_LAYER, /* layer->view = *view: the same bytes elsewhere */
     MAILBOX_DRAIN,  /* complete what is submitted, then tell the clients that it is over */
     MAILBOX_STOP,   /* end the thread */
 };
@@ -25,8 +26,9 @@ enum mailbox_op {
 struct mailbox_order {
     enum mailbox_op op;
     struct session *session;
-    uint32_t layer_id, layer_gen;
+    uint32_t layer_id;
     struct layer *layer;
+    const struct layer_view *view;
 };
 
 struct mailbox;

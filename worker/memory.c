@@ -13,6 +13,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "worker/cgroup.h"
+#include "worker/log.h"
+
+/* What is smaller is not looked at: it comes out of what is spared. */
+#define ALLOWED_BYTES (UINT64_C(1) << 20)
+/* For rings, tables, stacks, page tables, and what others of the group take meanwhile. */
+#define SPARE_BYTES (UINT64_C(16) << 20)
+
 /* Linux 6.3; an older kernel answers EINVAL.  Without it newer ones warn in their log. */
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U
@@ -62,9 +70,35 @@ static int populate(void *memory, uint64_t bytes, int advice)
     return errno == EFAULT ? -ENOMEM : -errno;
 }
 
-int memory_populate(void *memory, uint64_t bytes, int fd)
+static uint64_t promised;
+
+void memory_promise(int64_t bytes)
 {
-    int error = populate(memory, bytes, MADV_POPULATE_WRITE);
+    __atomic_fetch_add(&promised, (uint64_t)bytes, __ATOMIC_RELAXED);
+}
+
+bool memory_is_allowed(uint64_t bytes)
+{
+    uint64_t room = bytes >= ALLOWED_BYTES ? cgroup_room() : UINT64_MAX;
+    uint64_t others = __atomic_load_n(&promised, __ATOMIC_RELAXED);
+
+    if (room != UINT64_MAX)
+        room -= others < room ? others : room;
+    if (room == UINT64_MAX || (bytes <= room && room - bytes >= SPARE_BYTES))
+        return true;
+    log_warn(LOG_TOPIC_POOL, "%llu KiB more are beyond the memory cgroup's limit, %llu KiB below "
+             "which %llu are kept free", (unsigned long long)(bytes >> 10),
+             (unsigned long long)(room >> 10), (unsigned long long)(SPARE_BYTES >> 10));
+    return false;
+}
+
+int memory_populate(void *memory, uint64_t bytes, int fd, uint64_t page_bytes)
+{
+    int error;
+
+    if (page_bytes == MEMORY_PAGE_BYTES && !memory_is_allowed(bytes))
+        return -ENOMEM;
+    error = populate(memory, bytes, MADV_POPULATE_WRITE);
 
     if (error != -EINVAL)
         return error;

@@ -2,6 +2,7 @@
 #ifndef GEMMD_WORKER_MEMORY_H
 #define GEMMD_WORKER_MEMORY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define MEMORY_PAGE_BYTES UINT64_C(4096)
@@ -12,9 +13,15 @@
  * three above; > 4 KiB is hugetlb).  fd or -errno. */
 int memory_create_file(const char *name, uint64_t bytes, uint64_t page_bytes);
 
+/* False, and a line in the log, when so much more would come too near to a cgroup's limit. */
+bool memory_is_allowed(uint64_t bytes);
+/* Memory that was allowed and will be touched later; negative: it has been, or will not. */
+void memory_promise(int64_t bytes);
+
 /* Gives every page of a writable mapping its memory now; `fd` is its file, -1 for private memory.
- * 0 or -errno: -ENOMEM where a touch would have raised SIGBUS. */
-int memory_populate(void *memory, uint64_t bytes, int fd);
+ * 0 or -errno: -ENOMEM where a touch would have raised SIGBUS, or a cgroup's limit is near (that of
+ * hugetlb pages, page_bytes above 4 KiB, is the kernel's to say). */
+int memory_populate(void *memory, uint64_t bytes, int fd, uint64_t page_bytes);
 
 /* Maps the pages a shared file has; a hole is filled with zeros.  0 or -errno as above. */
 int memory_populate_existing(void *memory, uint64_t bytes);

@@ -2,7 +2,7 @@
  * The weight pool: a list of extents, the ladder that maps a new one, and an account of both.
  * Allocation is best fit over all extents; layers are few and large, so neither list grows long.
  */
-#include "worker/pool.h"
+#include "worker/pool_table.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -12,22 +12,9 @@
 
 #include "worker/extent.h"
 #include "worker/hugepages.h"
+#include "worker/ladder.h"
 #include "worker/log.h"
 #include "worker/memory.h"
-
-#define LINE_BYTES 160
-
-struct pool {
-    struct pool_config config;
-    struct extent *extents, **last_p; /* in order of age */
-    uint64_t bytes;
-    uint64_t next_id;
-    int sysfs_node; /* whose number of huge pages counts; -1: the machine's */
-    /* The parts of pool_report.lost: what became of hugetlb, of transparent pages, of the node. */
-    char no_hugetlb[LINE_BYTES], no_thp[LINE_BYTES], no_node[LINE_BYTES];
-    char lost[3 * LINE_BYTES];
-    bool warned; /* `lost` is in the log */
-};
 
 static void set_line(struct pool *pool, char *line, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -39,7 +26,7 @@ static void set_line(struct pool *pool, char *line, const char *format, ...)
     va_list arguments;
 
     va_start(arguments, format);
-    vsnprintf(line, LINE_BYTES, format, arguments);
+    vsnprintf(line, POOL_LINE_BYTES, format, arguments);
     va_end(arguments);
     pool->lost[0] = '\0';
     for (int i = 0; i < 3; i++)
@@ -113,26 +100,6 @@ static uint64_t round_up(uint64_t bytes, uint64_t unit)
     return (bytes + unit - 1) / unit * unit;
 }
 
-/* One rung: an extent of the usual size, else, where memory is short, just of what is needed. */
-static int try_rung(struct pool *pool, enum extent_rung rung, uint64_t bytes, struct extent **out)
-{
-    uint64_t page = extent_rung_bytes(rung);
-    uint64_t room = (pool->config.limit_bytes - pool->bytes) / page * page;
-    uint64_t least = round_up(bytes, page);
-    uint64_t usual = least > POOL_EXTENT_BYTES ? least : round_up(POOL_EXTENT_BYTES, page);
-    int error;
-
-    *out = NULL;
-    if (least > room)
-        return -ENOSPC;
-    if (usual > room)
-        usual = room;
-    error = extent_map(out, rung, usual, pool->config.node);
-    if (error < 0 && least < usual)
-        error = extent_map(out, rung, least, pool->config.node);
-    return error;
-}
-
 /* What this extent's rung says about the machine. */
 static void note_obtained(struct pool *pool, const struct extent *extent, enum extent_rung first)
 {
@@ -159,7 +126,7 @@ static void tell(const struct pool *pool, const struct extent *extent, int fd)
         pool->config.on_extent(pool->config.context, extent->id, fd);
 }
 
-static void append(struct pool *pool, struct extent *extent)
+void pool_append(struct pool *pool, struct extent *extent)
 {
     pool->bytes += extent->bytes;
     *pool->last_p = extent;
@@ -167,33 +134,49 @@ static void append(struct pool *pool, struct extent *extent)
     tell(pool, extent, extent->fd);
 }
 
-/* A new extent with room for `bytes`: the first rung of the ladder that holds. */
-static int grow(struct pool *pool, uint64_t bytes)
+static struct ladder ladder_for(const struct pool *pool, uint64_t bytes)
 {
-    enum extent_rung first = first_rung(pool, bytes);
-    enum extent_rung last = pool->config.require_hugepages ? EXTENT_2M : EXTENT_4K;
-    struct extent *extent = NULL;
-    int error = -ENOMEM;
+    return (struct ladder){
+        .first = first_rung(pool, bytes),
+        .last = pool->config.require_hugepages ? EXTENT_2M : EXTENT_4K,
+        .bytes = bytes,
+        .usual_bytes = POOL_EXTENT_BYTES,
+        .room = pool->config.limit_bytes - pool->bytes - pool->bytes_promised,
+        .node = pool->config.node,
+    };
+}
 
-    for (int rung = (int)first; rung <= (int)last && !extent; rung++) {
-        error = try_rung(pool, (enum extent_rung)rung, bytes, &extent);
-        if (error < 0 && error != -ENOSPC && rung <= EXTENT_2M)
-            explain_hugetlb(pool, (enum extent_rung)rung, bytes);
-    }
-    if (!extent)
-        return error == -ENOSPC ? -ENOSPC : -ENOMEM;
-    note_obtained(pool, extent, first);
+/* Takes in what the ladder gave, and says what it could not. */
+static int take_in(struct pool *pool, const struct ladder *ladder, struct extent *extent,
+                   uint32_t failed, int error)
+{
+    for (int rung = EXTENT_1G; rung <= EXTENT_2M; rung++)
+        if (failed & (UINT32_C(1) << rung))
+            explain_hugetlb(pool, (enum extent_rung)rung, ladder->bytes);
+    if (error < 0)
+        return error;
+    note_obtained(pool, extent, ladder->first);
     if (*pool->lost && !pool->warned) { /* once: pool_report has the state of the day */
         log_warn(LOG_TOPIC_POOL, "weights on lesser pages: %s", pool->lost);
         pool->warned = true;
     }
     extent->id = ++pool->next_id;
-    append(pool, extent);
+    pool_append(pool, extent);
     return 0;
 }
 
-/* Unlinks and unmaps. */
-static void drop(struct pool *pool, struct extent *extent)
+/* A new extent with room for `bytes`. */
+static int grow(struct pool *pool, uint64_t bytes)
+{
+    struct ladder ladder = ladder_for(pool, bytes);
+    struct extent *extent;
+    uint32_t failed;
+    int error = ladder_map(&ladder, &extent, &failed);
+
+    return take_in(pool, &ladder, extent, failed, error);
+}
+
+void pool_drop(struct pool *pool, struct extent *extent)
 {
     struct extent **link = &pool->extents;
 
@@ -207,7 +190,7 @@ static void drop(struct pool *pool, struct extent *extent)
     extent_unmap(&extent);
 }
 
-static struct extent *find(const struct pool *pool, const void *memory)
+struct extent *pool_find(const struct pool *pool, const void *memory)
 {
     struct extent *extent = pool->extents;
 
@@ -222,7 +205,7 @@ static int check_required(struct pool *pool)
     int error = grow(pool, POOL_UNIT_BYTES);
 
     if (error == 0) {
-        drop(pool, pool->extents);
+        pool_drop(pool, pool->extents);
         return 0;
     }
     if (error != -ENOSPC)
@@ -268,14 +251,14 @@ void pool_close(struct pool **pool_p)
         return;
     pool->config.on_extent = NULL; /* whoever keeps the files goes on keeping them */
     while (pool->extents)
-        drop(pool, pool->extents);
+        pool_drop(pool, pool->extents);
     free(pool);
     *pool_p = NULL;
 }
 
 /* The one with the shortest free range that is long enough.  Best fit strands half as much as first
  * fit did (tests/unit/worker/pool_model_test.c). */
-static struct extent *best_extent(const struct pool *pool, uint64_t bytes)
+struct extent *pool_best_extent(const struct pool *pool, uint64_t bytes)
 {
     struct extent *best = NULL;
     uint64_t best_bytes = UINT64_MAX;
@@ -291,50 +274,104 @@ static struct extent *best_extent(const struct pool *pool, uint64_t bytes)
     return best;
 }
 
-int pool_alloc(struct pool *pool, uint64_t bytes, void **out)
+int pool_request_begin(struct pool *pool, uint64_t bytes, struct pool_request *out)
 {
-    struct extent *extent;
+    struct ladder ladder;
+    uint64_t wanted;
     int error = 0;
 
-    *out = NULL;
+    *out = (struct pool_request){.bytes = round_up(bytes, POOL_UNIT_BYTES)};
     if (bytes == 0)
         return -EINVAL;
     if (bytes > pool->config.limit_bytes)
         return -ENOSPC;
-    bytes = round_up(bytes, POOL_UNIT_BYTES);
-    extent = best_extent(pool, bytes);
-    if (extent) {
-        *out = extent_alloc(extent, bytes, &error);
+    out->extent = pool_best_extent(pool, out->bytes);
+    ladder = ladder_for(pool, out->bytes);
+    if (!out->extent && ladder.room < out->bytes && pool_compact(pool, out->bytes))
+        out->extent = pool_best_extent(pool, out->bytes);
+    if (out->extent) {
+        out->memory = extent_take(out->extent, out->bytes);
+        error = out->memory ? pool_write_begin(pool, out->memory) : -ENOMEM;
+        if (error < 0 && out->memory)
+            extent_free(out->extent, out->memory);
+        out->clear = !out->extent->fresh;
         return error;
     }
-    error = grow(pool, bytes);
+    wanted = round_up(out->bytes, extent_rung_bytes(ladder.first));
+    wanted = wanted > POOL_EXTENT_BYTES ? wanted : POOL_EXTENT_BYTES;
+    ladder.room = ladder.room < wanted ? ladder.room : wanted;
+    out->ladder = ladder;
+    pool->bytes_promised += ladder.room;
+    return 0;
+}
+
+void pool_request_prepare(struct pool_request *request)
+{
+    if (request->clear)
+        memset(request->memory, 0, request->bytes);
+    else if (!request->memory)
+        request->error = ladder_map(&request->ladder, &request->extent, &request->failed);
+}
+
+int pool_request_end(struct pool *pool, struct pool_request *request, void **out)
+{
+    int error;
+
+    *out = request->memory;
+    if (request->memory)
+        return 0;
+    pool->bytes_promised -= request->ladder.room;
+    error = take_in(pool, &request->ladder, request->extent, request->failed, request->error);
     if (error == -ENOMEM)
         log_warn(LOG_TOPIC_POOL, "no memory for %llu KiB of weights%s%s",
-                 (unsigned long long)(bytes >> 10), *pool->lost ? ": " : "", pool->lost);
+                 (unsigned long long)(request->bytes >> 10), *pool->lost ? ": " : "", pool->lost);
     if (error < 0)
         return error;
-    /* The new one is the last. */
-    for (extent = pool->extents; extent->next;)
-        extent = extent->next;
-    *out = extent_alloc(extent, bytes, &error);
-    if (!*out)
-        drop(pool, extent);
+    *out = extent_take(request->extent, request->bytes);
+    error = *out ? pool_write_begin(pool, *out) : -ENOMEM;
+    if (error < 0)
+        pool_drop(pool, request->extent);
     return error;
+}
+
+int pool_alloc(struct pool *pool, uint64_t bytes, void **out)
+{
+    struct pool_request request;
+    int error = pool_request_begin(pool, bytes, &request);
+
+    *out = NULL;
+    if (error < 0)
+        return error;
+    pool_request_prepare(&request);
+    return pool_request_end(pool, &request, out);
+}
+
+void pool_set_mover(struct pool *pool, const struct pool_mover *mover)
+{
+    pool->mover = mover;
+}
+
+void pool_set_owner(struct pool *pool, void *memory, void *owner)
+{
+    const struct extent *extent = pool_find(pool, memory);
+
+    if (extent)
+        extent_set_owner(extent, memory, owner);
 }
 
 void pool_free(struct pool *pool, void *memory)
 {
-    struct extent *extent = memory ? find(pool, memory) : NULL;
+    struct extent *extent = memory ? pool_find(pool, memory) : NULL;
 
     if (!extent || !extent_free(extent, memory))
         return;
     if (extent->bytes_used == 0)
-        drop(pool, extent);
+        pool_drop(pool, extent);
 }
 
 int pool_write_begin(struct pool *pool, void *memory)
 {
-    struct extent *extent = find(pool, memory);
+    struct extent *extent = pool_find(pool, memory);
     int error;
 
     if (!extent)
@@ -347,7 +384,7 @@ int pool_write_begin(struct pool *pool, void *memory)
 
 int pool_write_end(struct pool *pool, void *memory)
 {
-    struct extent *extent = find(pool, memory);
+    struct extent *extent = pool_find(pool, memory);
 
     if (!extent || extent->writers == 0)
         return -EINVAL;
@@ -361,7 +398,7 @@ uint64_t pool_limit_bytes(const struct pool *pool)
 
 uint64_t pool_page_bytes(const struct pool *pool, const void *memory)
 {
-    const struct extent *extent = find(pool, memory);
+    const struct extent *extent = pool_find(pool, memory);
 
     if (!extent)
         return 0;
@@ -401,91 +438,5 @@ void pool_report(const struct pool *pool, struct pool_report *out)
             out->bytes_2m += extent->bytes;
         out->bytes_thp += thp;
         out->bytes_4k += extent->rung >= EXTENT_THP ? extent->bytes - thp : 0;
-    }
-}
-
-/* ---- handing over ---------------------------------------------------------------------------- */
-
-bool pool_get_extent(const struct pool *pool, uint32_t index, struct pool_extent *out)
-{
-    const struct extent *extent = pool->extents;
-
-    while (extent && index--)
-        extent = extent->next;
-    if (!extent)
-        return false;
-    *out = (struct pool_extent){extent->id, extent->bytes, extent->rung, extent->fd};
-    return true;
-}
-
-bool pool_locate(const struct pool *pool, const void *memory, uint64_t *extent_id,
-                 uint64_t *offset)
-{
-    const struct extent *extent = find(pool, memory);
-
-    if (!extent)
-        return false;
-    *extent_id = extent->id;
-    *offset = (uint64_t)((const char *)memory - extent->memory);
-    return true;
-}
-
-static struct extent *find_id(const struct pool *pool, uint64_t id)
-{
-    struct extent *extent = pool->extents;
-
-    while (extent && extent->id != id)
-        extent = extent->next;
-    return extent;
-}
-
-int pool_adopt(struct pool *pool, const struct pool_extent *left)
-{
-    struct extent *extent;
-    int error;
-
-    if (left->rung >= EXTENT_RUNG_COUNT)
-        return -EBADMSG;
-    if (left->id == 0 || find_id(pool, left->id))
-        return -EEXIST;
-    if (left->bytes > pool->config.limit_bytes - pool->bytes)
-        return -ENOSPC;
-    error = extent_adopt(&extent, (enum extent_rung)left->rung, left->bytes, left->fd);
-    if (error < 0)
-        return error;
-    extent->id = left->id;
-    if (extent->id > pool->next_id)
-        pool->next_id = extent->id;
-    append(pool, extent);
-    return 0;
-}
-
-void *pool_claim(struct pool *pool, uint64_t extent_id, uint64_t offset, uint64_t bytes)
-{
-    struct extent *extent = find_id(pool, extent_id);
-
-    if (!extent || bytes == 0 || bytes > extent->bytes || offset % POOL_UNIT_BYTES)
-        return NULL;
-    return extent_claim(extent, offset, round_up(bytes, POOL_UNIT_BYTES));
-}
-
-void pool_unclaim(struct pool *pool, void *memory)
-{
-    struct extent *extent = find(pool, memory);
-
-    if (extent)
-        extent_free(extent, memory);
-}
-
-void pool_trim(struct pool *pool)
-{
-    struct extent *extent = pool->extents;
-
-    while (extent) {
-        struct extent *next = extent->next;
-
-        if (extent->bytes_used == 0)
-            drop(pool, extent);
-        extent = next;
     }
 }

@@ -6,14 +6,17 @@
  * hugetlb → transparent huge pages → 4 KiB.  Another policy starts lower (or, for 1g, makes every
  * extent whole GiB).  Nothing is downgraded in silence: pool_report says what was obtained.
  *
- * Not thread-safe: the control thread only.  Readers of the memory need no lock, because an
- * allocation does not move and write access goes only through pool_write_begin.
+ * Not thread-safe: the control thread only, but pool_request_prepare.  Readers of the memory need
+ * no lock, because an allocation does not move and write access goes only through
+ * pool_write_begin.
  */
 #ifndef GEMMD_WORKER_POOL_H
 #define GEMMD_WORKER_POOL_H
 
 #include <stdbool.h>
 #include <stdint.h>
+
+#include "worker/ladder.h"
 
 enum pool_policy {
     POOL_POLICY_AUTO = 0,
@@ -38,6 +41,15 @@ struct pool_config {
     void *context;
 };
 
+/* Lets the pool move what lies in the way of a request that finds no room: allocations with an
+ * owner are immutable, so their bytes are copied while they are read. */
+struct pool_mover {
+    bool (*may_move)(void *context, void *owner);
+    /* Its bytes are at `to` as well: from now on nobody reads them where they were. */
+    void (*moved)(void *context, void *owner, void *to);
+    void *context;
+};
+
 struct pool_report {
     uint64_t bytes;          /* mapped; the sum of the four kinds below */
     uint64_t bytes_used, bytes_limit;
@@ -59,9 +71,31 @@ int pool_open(struct pool **out, const struct pool_config *config);
 /* Unmaps everything, in use or not.  Accepts NULL; *pool becomes NULL. */
 void pool_close(struct pool **pool);
 
-/* Zeroed, populated, read-only memory on a page boundary.  0; -EINVAL (bytes 0); -ENOSPC: beyond
- * the limit; -ENOMEM: the machine has no memory, or no huge pages while they are required. */
+/* Zeroed, populated memory on a page boundary, open for writing until pool_write_end.  0; -EINVAL
+ * (bytes 0); -ENOSPC: beyond the limit; -ENOMEM: the machine has no memory, or no huge pages while
+ * they are required. */
 int pool_alloc(struct pool *pool, uint64_t bytes, void **out);
+
+/* pool_alloc in three parts.  The second, which maps, populates and clears (some 0.8 s a GiB), may
+ * run on any thread beside other calls: it touches only what the first set aside. */
+struct pool_request {
+    uint64_t bytes;
+    void *memory;          /* in an extent that is there; NULL: in one to be mapped */
+    bool clear;            /* it holds an older layer's bytes */
+    struct extent *extent;
+    struct ladder ladder;
+    uint32_t failed;       /* of ladder_map */
+    int error;
+};
+int pool_request_begin(struct pool *pool, uint64_t bytes, struct pool_request *out);
+void pool_request_prepare(struct pool_request *request);
+int pool_request_end(struct pool *pool, struct pool_request *request, void **out);
+
+/* NULL: nothing is moved.  The mover stays the caller's. */
+void pool_set_mover(struct pool *pool, const struct pool_mover *mover);
+/* From now on the allocation may be moved; it is whole, and nobody writes it. */
+void pool_set_owner(struct pool *pool, void *memory, void *owner);
+
 /* Accepts NULL.  The last one of an extent unmaps it. */
 void pool_free(struct pool *pool, void *memory);
 

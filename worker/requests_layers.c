@@ -9,40 +9,14 @@
 #include "proto/validate.h"
 #include "worker/clock.h"
 #include "worker/log.h"
+#include "worker/memory.h"
 
 /* An upload may pause for so long while others want its room. */
 #define UPLOAD_IDLE_NS UINT64_C(5000000000)
 
-static void close_upload(struct control *control, struct session *session)
-{
-    struct session_upload *upload = &session->upload;
-
-    if (!upload->data)
-        return;
-    control->staging_bytes -= upload->image.bytes;
-    munmap(upload->data, upload->image.bytes);
-    memset(upload, 0, sizeof(*upload));
-}
-
-static void set_entry(struct control *control, struct session *session, uint32_t layer_id,
-                      struct layer *layer, uint32_t gen)
-{
-    const struct mailbox_order order = {.op = MAILBOX_LAYER,
-                                        .session = session,
-                                        .layer_id = layer_id,
-                                        .layer_gen = gen,
-                                        .layer = layer};
-
-    if (session->attached)
-        mailbox_call(control->config.mailbox, &order);
-    else /* control only: no dispatcher reads it */
-        session->ring.layers[layer_id] = (struct session_layer){.layer = layer, .gen = gen};
-}
-
-/* Gives the session a handle of `layer`. */
-static enum gemmd_status open_layer(struct control *control, struct session *session,
-                                    struct layer *layer, uint64_t bytes_new,
-                                    struct control_answer *answer)
+enum gemmd_status requests_open_layer(struct control *control, struct session *session,
+                                      struct layer *layer, uint64_t bytes_new,
+                                      struct control_answer *answer)
 {
     struct gemmd_msg_layer_reply *reply = &answer->reply.layer;
     uint32_t id = 0;
@@ -60,16 +34,21 @@ static enum gemmd_status open_layer(struct control *control, struct session *ses
     reply->desc = layer->desc;
     memcpy(reply->content_id, layer->content_id, sizeof(reply->content_id));
     reply->weight_bytes_new = bytes_new;
-    set_entry(control, session, id, layer, reply->layer_gen);
+    session_layer_open(&session->ring.layers[id], layer, reply->layer_gen);
     return GEMMD_STATUS_OK;
 }
 
 static void close_layer(struct control *control, struct session *session, uint32_t id)
 {
-    struct session_layer entry = session->ring.layers[id];
+    const struct mailbox_order order = {
+        .op = MAILBOX_CLOSE_LAYER, .session = session, .layer_id = id};
+    struct layer *layer = session->ring.layers[id].layer;
 
-    set_entry(control, session, id, NULL, entry.gen);
-    layer_release(control->config.layers, entry.layer);
+    if (session->attached)
+        mailbox_call(control->config.mailbox, &order);
+    else /* control only: no dispatcher reads it */
+        session->ring.layers[id].layer = NULL;
+    layer_release(control->config.layers, layer);
     session->layer_count--;
 }
 
@@ -85,13 +64,22 @@ static bool make_staging_room(struct control *control, uint64_t bytes)
          slot < GEMMD_WORKER_SESSIONS_MAX && control->staging_bytes > room - bytes; slot++) {
         struct session *session = control->sessions[slot];
 
-        if (session && session->upload.data &&
+        if (session && session->upload.data && !session->commit_order &&
             now_ns - session->upload.touched_ns > UPLOAD_IDLE_NS) {
             log_warn(LOG_TOPIC_LAYERS, "the idle upload of session %u gives way", session->id);
-            close_upload(control, session);
+            requests_close_upload(control, session);
         }
     }
     return control->staging_bytes <= room - bytes;
+}
+
+/* The layer if its bytes are right, else NULL: it is withdrawn then. */
+static struct layer *verified(struct control *control, struct layer *layer)
+{
+    if (!layer || layer_verify(layer))
+        return layer;
+    requests_withdraw(control, layer);
+    return NULL;
 }
 
 /* Attaches when the content is there, else opens an upload. */
@@ -110,12 +98,13 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
         return status;
     if (session->control_only)
         return GEMMD_STATUS_STATE; /* it has no arena to upload through */
-    close_upload(control, session);
-    layer = layers_find(control->config.layers, create->content_id, session->uid);
+    requests_close_upload(control, session);
+    layer = verified(control,
+                     layers_find(control->config.layers, create->content_id, session->uid));
     if (layer && memcmp(&layer->desc, &create->desc, sizeof(create->desc)) == 0) {
         status = layers_set_name(control->config.layers, layer, create->name);
         if (status == GEMMD_STATUS_OK)
-            status = open_layer(control, session, layer, 0, answer);
+            status = requests_open_layer(control, session, layer, 0, answer);
         if (status == GEMMD_STATUS_OK)
             gemmd_counter_add(&control->config.stats->layers_attached, 1);
         return status;
@@ -123,6 +112,8 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
 
     if (!make_staging_room(control, image.bytes))
         return GEMMD_STATUS_POOL_FULL;
+    if (!memory_is_allowed(image.bytes))
+        return GEMMD_STATUS_NO_MEMORY;
     upload->data =
         mmap(NULL, image.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (upload->data == MAP_FAILED) {
@@ -136,6 +127,7 @@ enum gemmd_status handle_layer_create(struct control *control, struct session *s
     upload->received = 0;
     upload->touched_ns = clock_now_ns();
     control->staging_bytes += image.bytes;
+    memory_promise((int64_t)image.bytes);
     return GEMMD_STATUS_OK; /* layer_gen 0: send the image */
 }
 
@@ -156,34 +148,10 @@ enum gemmd_status handle_layer_data(struct control *control, struct session *ses
     memcpy(upload->data + upload->received,
            (const char *)session->arena.memory + data->arena_offset, data->bytes);
     upload->received += data->bytes;
+    memory_promise(-(int64_t)data->bytes);
     upload->touched_ns = clock_now_ns();
     answer->reply.layer_data.received = upload->received;
     return GEMMD_STATUS_OK;
-}
-
-enum gemmd_status handle_layer_commit(struct control *control, struct session *session,
-                                      const void *request, struct control_answer *answer)
-{
-    struct session_upload *upload = &session->upload;
-    struct layer *layer;
-    uint64_t bytes_new;
-    enum gemmd_status status;
-
-    (void)request;
-    if (!upload->data || upload->received != upload->image.bytes)
-        return GEMMD_STATUS_UPLOAD;
-    status = layers_create(control->config.layers, &upload->desc, upload->data, upload->content_id,
-                           session->uid, &layer, &bytes_new);
-    if (status == GEMMD_STATUS_OK)
-        status = layers_set_name(control->config.layers, layer, upload->name);
-    if (status == GEMMD_STATUS_OK)
-        status = open_layer(control, session, layer, bytes_new, answer);
-    if (status == GEMMD_STATUS_OK)
-        gemmd_counter_add(bytes_new ? &control->config.stats->layers_created
-                                    : &control->config.stats->layers_attached,
-                          1);
-    close_upload(control, session);
-    return status;
 }
 
 enum gemmd_status handle_layer_open(struct control *control, struct session *session,
@@ -195,8 +163,9 @@ enum gemmd_status handle_layer_open(struct control *control, struct session *ses
 
     if (status != GEMMD_STATUS_OK)
         return status;
-    layer = layers_find_name(control->config.layers, open->name);
-    return layer ? open_layer(control, session, layer, 0, answer) : GEMMD_STATUS_NAME_UNKNOWN;
+    layer = verified(control, layers_find_name(control->config.layers, open->name));
+    return layer ? requests_open_layer(control, session, layer, 0, answer)
+                 : GEMMD_STATUS_NAME_UNKNOWN;
 }
 
 enum gemmd_status handle_layer_close(struct control *control, struct session *session,
@@ -218,7 +187,8 @@ enum gemmd_status handle_layer_close(struct control *control, struct session *se
 void control_release_session(struct control *control, struct session *session)
 {
     requests_end_load(control, session);
-    close_upload(control, session);
+    requests_forget_commit(control, session);
+    requests_close_upload(control, session);
     for (uint32_t id = 0; id < GEMMD_SESSION_LAYERS_MAX; id++)
         if (session->ring.layers[id].layer)
             layer_release(control->config.layers, session->ring.layers[id].layer);
@@ -226,6 +196,9 @@ void control_release_session(struct control *control, struct session *session)
 
 void requests_withdraw(struct control *control, struct layer *layer)
 {
+    log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
+              "withdrawn, its jobs fail; load it again and test the memory",
+              layer->desc.n, layer->desc.k);
     layer_reference(control->config.layers, layer); /* until the last handle is closed */
     layer_condemn(control->config.layers, layer);
     for (uint32_t slot = 0; slot < GEMMD_WORKER_SESSIONS_MAX; slot++) {
@@ -236,14 +209,6 @@ void requests_withdraw(struct control *control, struct layer *layer)
                 close_layer(control, session, id);
     }
     layer_release(control->config.layers, layer);
-}
-
-static void withdraw_changed(struct control *control, struct layer *layer)
-{
-    log_error(LOG_TOPIC_LAYERS, "weights of a layer [%u x %u] have changed in memory: it is "
-              "withdrawn, its jobs fail; load it again and test the memory", layer->desc.n,
-              layer->desc.k);
-    requests_withdraw(control, layer);
 }
 
 /* Layers of which a checked result was wrong: is it the weights? */
@@ -262,7 +227,7 @@ static void look_at_suspects(struct control *control)
                   (unsigned long long)faults,
                   changed ? "at fault" : "as they were: test the CPU and the memory");
         if (changed)
-            withdraw_changed(control, layer);
+            requests_withdraw(control, layer);
     }
 }
 
@@ -271,9 +236,9 @@ void requests_guard_layers(struct control *control, bool idle)
     struct layer *changed;
 
     look_at_suspects(control);
-    if (!idle)
+    if (!idle && !layers_are_unverified(control->config.layers))
         return;
     changed = layers_scrub(control->config.layers, CONTROL_SCRUB_SLICE_BYTES);
     if (changed)
-        withdraw_changed(control, changed);
+        requests_withdraw(control, changed);
 }

@@ -141,9 +141,11 @@ enum gemmd_status handle_takeover(struct control *control, struct session *sessi
         return GEMMD_STATUS_RESERVED;
     if (control->loading || (control->successor && control->successor != session))
         return GEMMD_STATUS_BUSY;
-    if (!control->successor)
+    if (!control->successor || control->commit.task != COMMIT_NONE)
         control->successor_since_ns = clock_now_ns();
-    control->successor = session;
+    control->successor = session; /* from here on no other commit begins */
+    if (control->commit.task != COMMIT_NONE)
+        return GEMMD_STATUS_BUSY;
     handover_write(handover, control->config.layers, control->config.pool);
     answer->fds[0] = handover_fd(handover);
     for (uint32_t i = 0; pool_get_extent(control->config.pool, i, &extent); i++)

@@ -19,6 +19,7 @@ enum sandbox_thread {
     SANDBOX_CONTROL,
     SANDBOX_DISPATCHER, /* and compute threads */
     SANDBOX_WATCHDOG,
+    SANDBOX_HELPER, /* of the control thread */
 };
 
 /* Before the first thread: the mode of all later calls, and no new privileges by any exec. */

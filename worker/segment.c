@@ -45,7 +45,8 @@ static int create_on(struct segment *out, const char *name, uint64_t bytes, uint
     /* Not being bound costs speed, not correctness; the pool's report names the reason once. */
     topology_bind_memory(segment.memory, segment.bytes, node);
     madvise(segment.memory, segment.bytes, MADV_DONTDUMP);
-    error = memory_populate(segment.memory, segment.bytes, segment.fd);
+    error = memory_populate(segment.memory, segment.bytes, segment.fd,
+                            segment.page_bytes);
     if (error < 0)
         goto fail;
     error = fcntl(segment.fd, F_ADD_SEALS, SIZE_SEALS) < 0 ? -errno : 0;

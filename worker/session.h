@@ -21,12 +21,23 @@
 #include "worker/scheduler.h"
 #include "worker/segment.h"
 
-/* A layer opened by a session: what layer_id indexes. */
+/* A layer opened by a session: what layer_id indexes.  The control thread opens an entry by itself:
+ * `gen`, then `layer` with release, which the dispatcher loads with acquire when a job names it.
+ * MAILBOX_CLOSE_LAYER alone ends one, since jobs may be on it. */
 struct session_layer {
     struct layer *layer; /* NULL: closed */
     uint32_t gen;        /* counts the openings of this entry; never 0 for an open one */
+    uint32_t flow_gen;   /* the dispatcher's: the opening that `flow` was set up for */
     struct scheduler_flow flow; /* the dispatcher's */
 };
+
+/* The control thread's: the entry is closed. */
+static inline void session_layer_open(struct session_layer *entry, struct layer *layer,
+                                      uint32_t gen)
+{
+    __atomic_store_n(&entry->gen, gen, __ATOMIC_RELAXED);
+    __atomic_store_n(&entry->layer, layer, __ATOMIC_RELEASE);
+}
 
 /* A job in flight: the private, validated copy of its submission. */
 struct job {
@@ -76,7 +87,7 @@ struct session_ring {
     /* counters: gemmd_counter_* */
     uint64_t jobs_done, jobs_failed, rows, exec_ns, doorbells, wakeups, deadline_misses, cancelled;
     struct histogram queue_histogram, exec_histogram;
-    /* Changed by MAILBOX_LAYER only, so the control thread may read it between its orders. */
+    /* Opened by the control thread, closed by its orders: it may read them between these. */
     struct session_layer layers[GEMMD_SESSION_LAYERS_MAX];
 };
 
@@ -113,6 +124,8 @@ struct session {
     uint32_t ring_entries;
     struct segment c2w, w2c, arena;
     struct session_upload upload;
+    uint64_t commit_order;  /* its upload waits for the helper, the lowest first; 0: it does not */
+    uint32_t commit_serial; /* of the request */
     uint32_t layer_count; /* open entries of ring.layers */
     struct session_ring ring;
 };

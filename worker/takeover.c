@@ -15,6 +15,8 @@
 
 #define FILES_MAX 4097 /* the table and its extents */
 #define ANSWER_S  10
+#define BUSY_US   2000
+#define BUSY_TRIES 5000
 
 struct takeover {
     int fd;
@@ -97,8 +99,16 @@ static int fetch(struct takeover *takeover)
     for (uint32_t index = 0; index < count; index++) {
         struct gemmd_msg_list list = {.index = index};
         struct gemmd_msg_takeover_reply reply;
-        int fds[2], error = call(takeover, &list, sizeof(list), GEMMD_MSG_TAKEOVER, &reply,
-                                 sizeof(reply), fds);
+        int fds[2], error = 0;
+
+        /* Busy: it loads a file, or makes a large layer.  It begins no other. */
+        for (int tries = 0; tries < BUSY_TRIES; tries++) {
+            error = call(takeover, &list, sizeof(list), GEMMD_MSG_TAKEOVER, &reply, sizeof(reply),
+                         fds);
+            if (error != -EBUSY)
+                break;
+            usleep(BUSY_US);
+        }
 
         if (error < 0)
             return error;

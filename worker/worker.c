@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "kernels/gemm.h"
+#include "worker/cgroup.h"
 #include "worker/clock.h"
 #include "worker/control.h"
 #include "worker/dispatcher.h"
@@ -418,6 +419,7 @@ int worker_open(struct worker **out, const struct options *options)
         code = choose_socket(worker);
     if (code)
         goto fail;
+    cgroup_open(NULL);
     pin_control_thread(worker); /* before memory is touched: it lands on the node */
     worker->kernel = gemm_select_measured(cpu_detect() & options->cpu_mask, measure_kernel);
     code = open_memory(worker);
@@ -471,6 +473,7 @@ void worker_close(struct worker **worker_p)
     notify_close(&worker->notify);
     segment_destroy(&worker->stats);
     topology_close(&worker->topology);
+    cgroup_close();
     free(worker);
     *worker_p = NULL;
 }

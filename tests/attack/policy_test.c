@@ -102,6 +102,90 @@ static void test_users(void **state)
     harness_stop(&worker);
 }
 
+/* What only an operator may, asked for by a user who is admitted; and the content of another's
+ * layer, which he does not get by its hash alone.  The worker's layers stay as they are. */
+static int ask_as_stranger(void *argument)
+{
+    const struct gemmd_layer_info *info = argument;
+    struct gemmd_msg_layer_create create = {.name = ""};
+    struct gemmd_msg_list list = {.index = 0};
+    struct gemmd_msg_takeover_commit take = {.generation = 1};
+    struct gemmd_msg_layer_reply reply;
+    union {
+        struct gemmd_msg_takeover_reply takeover;
+        struct gemmd_msg_takeover_commit_reply commit;
+    } answer;
+    struct gemmd_layer *handle;
+    struct gemmd *session;
+    struct raw raw;
+    int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+
+    if (setgroups(0, NULL) < 0 || setresgid(1001, 1001, 1001) < 0 ||
+        setresuid(1001, 1001, 1001) < 0)
+        return 250;
+    session = session_with(worker.socket, 8, 1 << 20, -1);
+    REQUIRE(session != NULL && file >= 0);
+    REQUIRE(gemmd_layers_unload(session, "operators", NULL) == -EPERM);
+    REQUIRE(gemmd_layers_pin(session, "operators", 1) == -EPERM);
+    REQUIRE(gemmd_layers_pin(session, "operators", 0) == -EPERM);
+    /* A descriptor from him is not even received. */
+    REQUIRE(gemmd_layers_load(session, file, "x", NULL) < 0);
+    gemmd_close(&session);
+    raw_open(&raw, worker.socket, 8, 1 << 16);
+    list.header = raw_header(&raw, GEMMD_MSG_TAKEOVER, sizeof(list));
+    REQUIRE(raw_call(&raw, &list, &answer, sizeof(answer.takeover)) == GEMMD_STATUS_ADMIN);
+    take.header = raw_header(&raw, GEMMD_MSG_TAKEOVER_COMMIT, sizeof(take));
+    REQUIRE(raw_call(&raw, &take, &answer, sizeof(answer.commit)) == GEMMD_STATUS_ADMIN);
+    create.header = raw_header(&raw, GEMMD_MSG_LAYER_CREATE, sizeof(create));
+    create.desc = (struct gemmd_layer_desc_abi){.n = info->n,
+                                                .k = info->k,
+                                                .a_type = (uint8_t)info->a_type,
+                                                .b_type = (uint8_t)info->b_type,
+                                                .c_type = (uint8_t)info->c_type,
+                                                .bias_type = (uint8_t)info->bias_type,
+                                                .activation = (uint8_t)layer.desc.activation,
+                                                .scale_count = layer.desc.scale_count,
+                                                .a_zero_point = layer.desc.a_zero_point,
+                                                .c_zero_point = layer.desc.c_zero_point,
+                                                .a_scale = layer.desc.a_scale,
+                                                .c_scale = layer.desc.c_scale};
+    memcpy(create.content_id, info->content_id, sizeof(create.content_id));
+    REQUIRE(raw_call(&raw, &create, &reply, sizeof(reply)) == GEMMD_STATUS_OK);
+    REQUIRE(reply.layer_gen == 0); /* "send the image" */
+    raw_close(&raw);
+    /* With the bytes in hand he shares it. */
+    session = session_with(worker.socket, 8, 1 << 20, -1);
+    REQUIRE(session != NULL && gemmd_layer_create(session, &layer.desc, &handle) == 1);
+    REQUIRE(gemmd_layer_bytes_new(handle) == 0);
+    gemmd_close(&session);
+    return 0;
+}
+
+static void test_strangers_are_no_operators(void **state)
+{
+    struct gemmd_layer_info before, after;
+    struct gemmd_layer *handle;
+    struct gemmd *session;
+
+    (void)state;
+    machine_skip_unless_root();
+    start_policy("--allow-uid", "1001", 0666);
+    session = session_with(worker.socket, 8, 1 << 20, -1);
+    assert_non_null(session);
+    layer.desc.name = "operators";
+    assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), 0);
+    layer.desc.name = NULL;
+    assert_int_equal(gemmd_layers_pin(session, "operators", 1), 1);
+    assert_int_equal(gemmd_get_layer_info(session, 0, &before), 0);
+    assert_int_equal(harness_join(harness_fork(ask_as_stranger, &before), 20000), 0);
+    assert_int_equal(gemmd_get_layer_info(session, 0, &after), 0);
+    assert_string_equal(after.name, "operators");
+    assert_int_equal(after.pinned, 1);
+    assert_int_equal(gemmd_get_layer_info(session, 1, &after), -ENOENT);
+    gemmd_close(&session);
+    harness_stop(&worker);
+}
+
 static void test_bad_lists(void **state)
 {
     static const char *const bad[][2] = {
@@ -181,7 +265,7 @@ static pid_t thread_named(pid_t pid, const char *wanted)
 }
 
 /* Lines of strace -f: "PID name(…". */
-static void read_trace(const char *path, pid_t control, pid_t watchdog)
+static void read_trace(const char *path, pid_t control, pid_t watchdog, pid_t helper)
 {
     char line[4096], name[64];
     FILE *file = fopen(path, "re");
@@ -195,7 +279,10 @@ static void read_trace(const char *path, pid_t control, pid_t watchdog)
         if (sscanf(line, "%d %63[a-z0-9_](", &pid, name) != 2 || strstr(line, "resumed>"))
             continue;
         /* The others: the dispatcher and the compute threads. */
-        thread = pid == control ? SANDBOX_C : pid == watchdog ? SANDBOX_W : SANDBOX_D;
+        thread = pid == control    ? SANDBOX_C
+                 : pid == watchdog ? SANDBOX_W
+                 : pid == helper   ? SANDBOX_H
+                                   : SANDBOX_D;
         for (size_t i = 0; i < RULE_COUNT; i++)
             if (strcmp(rules[i].name, name) == 0) {
                 seen[i] |= thread & rules[i].threads;
@@ -219,7 +306,7 @@ static void use_worker(void)
     struct raw raw;
     int file;
 
-    layer_case_plain(&large, 2048, 4096, 4);
+    layer_case_plain(&large, 8192, 5120, 4); /* an extent of its own */
     session = session_with(worker.socket, 0, 16 << 20, 0);
     REQUIRE(session != NULL);
     assert_true(gemmd_layer_create(session, &layer.desc, &handle) >= 0);
@@ -258,12 +345,13 @@ static void trace_level(const char *level)
     char setting[32], path[128], target[16];
     const char *const environment[] = {setting, "GEMMD_LOG=info", NULL};
     const char *const arguments[] = {"--spin-us", "0", NULL};
-    pid_t control, watchdog, tracer;
+    pid_t control, watchdog, helper, tracer;
 
     snprintf(setting, sizeof(setting), "GEMMD_EVENT_LEVEL=%s", level);
     harness_start(&worker, arguments, environment);
     control = worker.pid;
     watchdog = thread_named(worker.pid, "gemmd-watchdog");
+    helper = thread_named(worker.pid, "gemmd-helper");
     snprintf(path, sizeof(path), "/tmp/gemmd-trace-%d", (int)getpid());
     snprintf(target, sizeof(target), "%d", (int)worker.pid);
     fflush(NULL);
@@ -280,7 +368,7 @@ static void trace_level(const char *level)
     assert_int_equal(harness_join(worker.pid, 15000), 0);
     worker.pid = 0;
     assert_true(harness_join(tracer, 10000) >= 0);
-    read_trace(path, control, watchdog);
+    read_trace(path, control, watchdog, helper);
     unlink(path);
     harness_discard(&worker);
 }
@@ -387,6 +475,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_users),
+        cmocka_unit_test(test_strangers_are_no_operators),
         cmocka_unit_test(test_bad_lists),
         cmocka_unit_test(test_nowhere_to_listen),
         cmocka_unit_test(test_no_unused_rule),

@@ -10,9 +10,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "tests/e2e/kept_layers.h"
 #include "tests/e2e/layer_case.h"
 #include "tests/e2e/machine.h"
@@ -28,16 +25,6 @@ static const char *path_of(const char *name)
 
     snprintf(path, sizeof(paths[0]), "%s/%s", directory, name);
     return path;
-}
-
-static int load(struct gemmd *session, const char *path, const char *prefix, uint64_t *bytes_new)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC), result;
-
-    REQUIRE(fd >= 0);
-    result = gemmd_layers_load(session, fd, prefix, bytes_new);
-    close(fd);
-    return result;
 }
 
 static void check_named(struct gemmd *session, const char *name, const struct layer_case *layer)
@@ -104,11 +91,11 @@ static void test_other_kernels(void **state)
 
         harness_start(&worker, NULL, environment);
         session = session_with(worker.socket, 64, 4 << 20, -1);
-        assert_int_equal(load(session, path_of("kinds.gpk"), "both", NULL), KINDS);
+        assert_int_equal(model_load(session, path_of("kinds.gpk"), "both", NULL), KINDS);
         check_kinds(session, "both");
-        assert_int_equal(load(session, path_of("raw.gpk"), "raw", NULL), KINDS);
+        assert_int_equal(model_load(session, path_of("raw.gpk"), "raw", NULL), KINDS);
         check_kinds(session, "raw");
-        result = load(session, path_of("packed.gpk"), "packed", NULL);
+        result = model_load(session, path_of("packed.gpk"), "packed", NULL);
         if (result == KINDS) {
             check_kinds(session, "packed");
             loaded++;
@@ -180,17 +167,17 @@ static void test_switch(void **state)
                          0);
     }
     assert_int_equal(gemmd_get_info(session, &before), 0);
-    assert_int_equal(load(session, path_of("v1.gpk"), "m", &bytes), 1);
+    assert_int_equal(model_load(session, path_of("v1.gpk"), "m", &bytes), 1);
     assert_true(bytes >= 256 * 256);
     assert_int_equal(gemmd_layer_open(old_user, "m/l0", &old), 0);
-    assert_int_equal(load(session, path_of("v2.gpk"), "m", &bytes), 1);
+    assert_int_equal(model_load(session, path_of("v2.gpk"), "m", &bytes), 1);
     for (uint64_t i = 0; i < 20; i++)
         assert_int_equal(layer_case_check(old_user, old, &versions[0], 4, i), 0);
     check_named(session, "m/l0", &versions[1]);
     assert_int_equal(gemmd_layer_open(old_user, "m/l0", &other), 0);
     assert_int_equal(gemmd_layer_n(other), 320);
     /* The same file again: nothing is read, nothing is new. */
-    assert_int_equal(load(session, path_of("v2.gpk"), "m", &bytes), 1);
+    assert_int_equal(model_load(session, path_of("v2.gpk"), "m", &bytes), 1);
     assert_int_equal(bytes, 0);
     /* Unloaded while open: works on, nobody else gets it, and then it is gone. */
     assert_int_equal(gemmd_layers_unload(session, "m", &bytes), 1);
@@ -221,7 +208,7 @@ static void test_operators_names_are_kept(void **state)
     (void)state;
     harness_start(&worker, arguments, NULL);
     session = session_with(worker.socket, 64, 4 << 20, -1);
-    assert_int_equal(load(session, path_of("kinds.gpk"), "op", NULL), KINDS);
+    assert_int_equal(model_load(session, path_of("kinds.gpk"), "op", NULL), KINDS);
     layer_case_plain(&layer, 64, 64, 5);
     layer.desc.name = "op/l0";
     assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), -EEXIST);
@@ -234,6 +221,92 @@ static void test_operators_names_are_kept(void **state)
         layer_case_fini(&layer);
     }
     check_kinds(session, "op");
+    gemmd_close(&session);
+    harness_stop(&worker);
+}
+
+/* ---- moved layers ---------------------------------------------------------------------------- */
+
+#define HELD 4
+
+struct mover {
+    const char *socket;
+    int stop_fd;
+};
+
+/* Jobs on layers that stay open, checked bit for bit, until the pipe ends. */
+static int user_of_moved(void *argument)
+{
+    const struct mover *mover = argument;
+    struct gemmd *session = session_with(mover->socket, 64, 4 << 20, -1);
+    struct layer_case cases[HELD];
+    struct gemmd_layer *handles[HELD];
+    uint64_t count = 0;
+    char byte;
+
+    REQUIRE(session != NULL);
+    for (uint32_t i = 0; i < HELD; i++) {
+        char name[16];
+
+        layer_case_plain(&cases[i], 256, 1000, 900 + i);
+        snprintf(name, sizeof(name), "held/%u", i);
+        REQUIRE(gemmd_layer_open(session, name, &handles[i]) == 0);
+    }
+    fcntl(mover->stop_fd, F_SETFL, O_NONBLOCK);
+    for (; read(mover->stop_fd, &byte, 1) < 0; count++)
+        REQUIRE(layer_case_check(session, handles[count % HELD], &cases[count % HELD], 3,
+                                 count) == 0);
+    gemmd_close(&session);
+    return count >= HELD ? 0 : 1;
+}
+
+/* Open layers of 256 KiB are strewn over a small pool, and layers that need their room come and go:
+ * what is open moves, and its jobs notice nothing. */
+static void test_moved_under_jobs(void **state)
+{
+    /* One extent, in which each held layer finds another place whatever has to go. */
+    static const char *const small_pool[] = {"--pool-bytes", "8M", "--hugepages", "none", NULL};
+    static const char *const environment[] = {"GEMMD_LOG=pool:info", NULL};
+    struct harness_worker worker;
+    struct gemmd *session;
+    struct gemmd_layer *held[HELD], *handle;
+    struct layer_case layer;
+    struct mover mover;
+    int ends[2];
+    pid_t pid;
+
+    (void)state;
+    harness_start(&worker, small_pool, environment);
+    session = session_with(worker.socket, 64, 4 << 20, -1);
+    for (uint32_t i = 0; i < HELD; i++) {
+        char name[16];
+
+        layer_case_plain(&layer, 256, 1000, 900 + i);
+        snprintf(name, sizeof(name), "held/%u", i);
+        layer.desc.name = name;
+        assert_int_equal(gemmd_layer_create(session, &layer.desc, &held[i]), 0);
+        layer_case_fini(&layer);
+        layer_case_plain(&layer, 1700, 1000, 950 + i); /* between two of them */
+        assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), 0);
+        assert_int_equal(gemmd_layer_close(session, &handle), 0);
+        layer_case_fini(&layer);
+    }
+    assert_int_equal(pipe(ends), 0);
+    mover = (struct mover){worker.socket, ends[0]};
+    pid = harness_fork(user_of_moved, &mover);
+    usleep(100000);
+    for (uint32_t i = 0; i < 30; i++) { /* 5 MiB, 2 MiB, … of the 7 that are free */
+        layer_case_plain(&layer, i % 2 ? 2000 : 5000, 1000, 1000 + i);
+        assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), 0);
+        assert_int_equal(layer_case_check(session, handle, &layer, 1, i), 0);
+        assert_int_equal(gemmd_layer_close(session, &handle), 0);
+        layer_case_fini(&layer);
+    }
+    assert_int_equal(write(ends[1], "x", 1), 1);
+    assert_int_equal(harness_join(pid, 60000), 0);
+    assert_true(harness_log_has(&worker, "to make room"));
+    close(ends[0]);
+    close(ends[1]);
     gemmd_close(&session);
     harness_stop(&worker);
 }
@@ -302,7 +375,7 @@ static struct latencies measure(struct gemmd *session, const char *file, unsigne
     for (unsigned i = 0; i < loads; i++) {
         uint64_t start_ns = machine_now_ns(), freed;
 
-        assert_int_equal(load(session, file, "big", NULL), LAYERS);
+        assert_int_equal(model_load(session, file, "big", NULL), LAYERS);
         load_ns += machine_now_ns() - start_ns;
         assert_int_equal(gemmd_layers_unload(session, "big", &freed), LAYERS);
     }
@@ -345,47 +418,6 @@ static void test_loading_beside_others(void **state)
         assert_true(beside.p99_ns < alone.p99_ns + UINT64_C(20000000));
     gemmd_close(&session);
     unlink(path_of("socket"));
-    harness_stop(&worker);
-}
-
-/* A second process creates what exists: it hashes, asks, and attaches. */
-static void test_second_creator(void **state)
-{
-    static const char *const arguments[] = {"--pool-bytes", "512M", NULL};
-    struct harness_worker worker;
-    uint64_t total_ns = 0, hash_ns = 0, bytes = 0, new_bytes = 0;
-    struct gemmd_info before, after;
-    struct gemmd *session;
-    uint64_t sum = 0;
-
-    (void)state;
-    harness_start(&worker, arguments, NULL);
-    create_layers(&worker, LAYERS);
-    before = info_of(&worker);
-    session = session_with(worker.socket, 64, 1 << 20, -1);
-    for (unsigned i = 0; i < LAYERS; i++) {
-        const struct gemmd_layer_desc *desc = &layers[i].desc;
-        struct gemmd_layer *handle;
-        uint64_t start_ns = machine_now_ns();
-
-        assert_int_equal(gemmd_layer_create(session, desc, &handle), 1);
-        total_ns += machine_now_ns() - start_ns;
-        new_bytes += gemmd_layer_bytes_new(handle);
-        start_ns = machine_now_ns();
-        sum += XXH3_128bits(desc->weights, (size_t)desc->n * desc->k).low64;
-        hash_ns += machine_now_ns() - start_ns;
-        bytes += (uint64_t)desc->n * desc->k;
-    }
-    after = info_of(&worker);
-    assert_int_equal(new_bytes, 0);
-    assert_int_not_equal(sum, 0); /* it was computed */
-    assert_int_equal(after.pool_bytes, before.pool_bytes);
-    assert_int_equal(after.layer_count, LAYERS);
-    print_message("second creator of %.0f MiB: %.2f ms, hashing alone %.2f ms: %.2f ms per GiB "
-                  "beyond hashing; 0 bytes new\n", (double)bytes / (1 << 20),
-                  (double)total_ns / 1e6, (double)hash_ns / 1e6,
-                  ((double)total_ns - (double)hash_ns) / 1e6 / ((double)bytes / (1 << 30)));
-    gemmd_close(&session);
     harness_stop(&worker);
 }
 
@@ -452,8 +484,8 @@ int main(void)
         cmocka_unit_test(test_gemmctl),
         cmocka_unit_test(test_switch),
         cmocka_unit_test(test_operators_names_are_kept),
+        cmocka_unit_test(test_moved_under_jobs),
         cmocka_unit_test(test_loading_beside_others),
-        cmocka_unit_test(test_second_creator),
     };
 
     return HARNESS_RUN(tests, set_up, tear_down, 110);

@@ -179,6 +179,16 @@ int model_pack(const char *input, const char *output, const char *option, const 
     return WIFSIGNALED(status) ? 1000 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
+int model_load(struct gemmd *session, const char *path, const char *prefix, uint64_t *bytes_new)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC), result;
+
+    REQUIRE(fd >= 0);
+    result = gemmd_layers_load(session, fd, prefix, bytes_new);
+    close(fd);
+    return result;
+}
+
 uint8_t *model_read(const char *path, size_t *bytes)
 {
     FILE *file = fopen(path, "re");

@@ -21,6 +21,9 @@ void model_write(const char *path, const struct layer_case *layers, unsigned cou
 int model_pack(const char *input, const char *output, const char *option, const char *value,
                char *error, size_t error_bytes);
 
+/* gemmd_layers_load of the file at `path`. */
+int model_load(struct gemmd *session, const char *path, const char *prefix, uint64_t *bytes_new);
+
 /* A whole file; *bytes its size.  To be freed. */
 uint8_t *model_read(const char *path, size_t *bytes);
 void model_write_bytes(const char *path, const void *bytes, size_t count);

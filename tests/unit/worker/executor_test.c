@@ -83,7 +83,7 @@ static void test_shared_scan(void **state)
         check_result(i, 1 + i * 7);
         assert_true(scene.clients[i].wakes > 0);
     }
-    assert_int_equal(scene.stats.jobs, 3);
+    assert_int_equal(scene.stats.jobs, 3 + 3); /* and the empty ones */
     assert_int_equal(scene.stats.rows, 1 + 8 + 15);
     assert_true(scene.stats.shared_slices > 0);
     executor_scene_close(&scene);
@@ -170,7 +170,7 @@ static void test_taken_away(void **state)
     expect(0, 20, GEMMD_STATUS_CANCELLED);
     expect(0, 30, GEMMD_STATUS_OK);
     expect(0, 31, GEMMD_STATUS_CANCEL_MISSED);
-    executor_set_layer(&scene.executor, &scene.clients[1].session, 0, NULL, 1);
+    executor_close_layer(&scene.executor, &scene.clients[1].session, 0);
     expect(1, 21, GEMMD_STATUS_LAYER_STALE);
     submit(1, 1, 22);
     executor_take(&scene.executor, &scene.clients[1].session.ring);

@@ -80,6 +80,7 @@ static void *alloc(struct pool *pool, uint64_t bytes)
     assert_int_equal(pool_alloc(pool, bytes, &memory), 0);
     assert_non_null(memory);
     assert_int_equal((uintptr_t)memory % 4096, 0);
+    assert_int_equal(pool_write_end(pool, memory), 0);
     return memory;
 }
 

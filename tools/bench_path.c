@@ -25,6 +25,7 @@ static const char usage_text[] =
     "  --worker PATH     the worker's program (default: $GEMMD_WORKER, else gemmd beside this\n"
     "                    one, else in PATH)\n"
     "  --worker-option X passed on to the worker; may be repeated\n"
+    "  --untouched       nobody writes rows or reads results: their lines stay with the worker\n"
     "  --quick           three shapes, short samples\n"
     "  --json            the report as JSON\n"
     "  --help\n"
@@ -66,7 +67,8 @@ static void print_head(const struct path_bench *bench)
     printf("level    %s, %s, all sides\n", bench->info.level, bench->info.kernel);
     printf("cpus     %u the worker's, %u the client's; medians of %u rounds of %g s, in turn\n",
            bench->info.dispatcher_cpu, bench->client_cpu, bench->rounds, bench->seconds);
-    printf("\nns from rows written to result complete; handover: one line there and back\n\n");
+    printf("\nns from rows %s to result complete; handover: one line there and back\n\n",
+           bench->untouched ? "as they are" : "written");
     printf("%16s %10s %10s %10s %15s %15s  %s\n", "m,n,k", "in process", "handover", "worker",
            "over in process", "over handover", "reading C: own, worker");
 }
@@ -91,10 +93,11 @@ static void print_json(const struct path_bench *bench, const struct path_result 
 {
     printf("{\"cpu\":\"%s\",\"l2_bytes\":%zu,\"l3_bytes\":%zu,\"kernel\":\"%s\",\"level\":\"%s\","
            "\"worker_kernel\":\"%s\",\"worker_cpu\":%u,\"client_cpu\":%u,\"rounds\":%u,"
-           "\"seconds\":%g,\"results\":[",
+           "\"seconds\":%g,\"untouched\":%s,\"results\":[",
            bench->machine.cpu, bench->machine.l2_bytes, bench->machine.l3_bytes,
            bench->machine.kernel, bench->info.level, bench->info.kernel,
-           bench->info.dispatcher_cpu, bench->client_cpu, bench->rounds, bench->seconds);
+           bench->info.dispatcher_cpu, bench->client_cpu, bench->rounds, bench->seconds,
+           bench->untouched ? "true" : "false");
     for (uint32_t i = 0; i < count; i++) {
         const struct path_result *result = &results[i];
 
@@ -114,7 +117,7 @@ static void print_json(const struct path_bench *bench, const struct path_result 
 /* ---- command line ---------------------------------------------------------------------------- */
 
 enum option_id { OPTION_SHAPE = 256, OPTION_ROUNDS, OPTION_SECONDS, OPTION_CPUS, OPTION_WORKER,
-                 OPTION_WORKER_OPTION, OPTION_QUICK, OPTION_JSON, OPTION_HELP };
+                 OPTION_WORKER_OPTION, OPTION_UNTOUCHED, OPTION_QUICK, OPTION_JSON, OPTION_HELP };
 
 static const struct option long_options[] = {
     {"shape", required_argument, NULL, OPTION_SHAPE},
@@ -123,6 +126,7 @@ static const struct option long_options[] = {
     {"cpus", required_argument, NULL, OPTION_CPUS},
     {"worker", required_argument, NULL, OPTION_WORKER},
     {"worker-option", required_argument, NULL, OPTION_WORKER_OPTION},
+    {"untouched", no_argument, NULL, OPTION_UNTOUCHED},
     {"quick", no_argument, NULL, OPTION_QUICK},
     {"json", no_argument, NULL, OPTION_JSON},
     {"help", no_argument, NULL, OPTION_HELP},
@@ -182,6 +186,9 @@ static bool apply(struct path_options *options, int id)
         return true;
     case OPTION_WORKER_OPTION:
         return bench_worker_argument(&options->worker, optarg);
+    case OPTION_UNTOUCHED:
+        options->bench.untouched = true;
+        return true;
     case OPTION_QUICK:
         take_shapes(options, quick_shapes, sizeof(quick_shapes) / sizeof(*quick_shapes));
         options->bench.rounds = 3;

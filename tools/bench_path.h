@@ -31,6 +31,7 @@ struct path_bench {
     const char *socket;
     unsigned int rounds, client_cpu; /* client_cpu: UINT_MAX: chosen */
     double seconds;                  /* of each side in each round */
+    bool untouched;                  /* nobody writes A or reads C */
     struct bench_machine machine;
     struct gemmd *session;
     struct gemmd_info info;

@@ -6,8 +6,9 @@
  *
  * Memory is sequentially consistent here and every submission rings: wake.pml has the rest.
  *
- * Proven by exhaustive search for one client and two submissions, with --full also for three, and
- * for two clients that follow each other in one slot; searched in part for two at once:
+ * Proven by exhaustive search for one client and two submissions, with --full also for three, for two
+ * clients that follow each other in one slot, and for two at once with one job of one slice each, of
+ * which one (ONE_KILLED) and the worker may be killed; searched in part for two at once with more:
  *   P2        each job of a client that lives ends exactly once: completed, or lost with the worker
  *   memory    the dispatcher touches a session's segments only while they are mapped, and a layer
  *             only while it is referenced
@@ -28,7 +29,9 @@
 #define SLOTS 2
 #endif
 #define SLOT(s) ((s) % SLOTS)
-#define SLICES  2 /* of a job: orders are taken in between */
+#ifndef SLICES
+#define SLICES 2 /* of a job: orders are taken in between */
+#endif
 #define NONE    CLIENTS
 
 mtype = { ABSENT, NEW, MAPPING, LIVE, ENDED };              /* states of a session */
@@ -371,7 +374,14 @@ init
         do
         :: s < CLIENTS ->
            run client(s);
+#ifdef ONE_KILLED
+           if
+           :: s == CLIENTS - 1 -> run client_killer(s)
+           :: else
+           fi;
+#else
            run client_killer(s);
+#endif
            s++
         :: else -> break
         od;

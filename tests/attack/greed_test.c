@@ -395,11 +395,12 @@ static void test_upload_hog(void **state)
     int error = 0;
 
     (void)state;
+    /* 80 of the 256 MB; the hog has 200.  Before it begins: its patience is 5 s. */
+    layer_case_plain(&large, 10000, 8000, 5);
     start_with(NULL);
     raw_open(&hog, worker.socket, 8, 1 << 16);
     create.header = raw_header(&hog, GEMMD_MSG_LAYER_CREATE, sizeof(create));
     assert_int_equal(raw_call(&hog, &create, &reply, sizeof(reply)), GEMMD_STATUS_OK);
-    layer_case_plain(&large, 10000, 8000, 5); /* 80 of the 256 MB; the hog has 200 */
     session = session_to(worker.socket);
     assert_int_equal(gemmd_layer_create(session, &large.desc, &handle), -ENOSPC);
     for (int i = 0; i < 80 && (error = gemmd_layer_create(session, &large.desc, &handle)) < 0; i++)

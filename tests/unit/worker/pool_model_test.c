@@ -191,7 +191,11 @@ static void shadow_model(void **state)
  * by others when the pool refuses: the oldest first, as the registry does, or any.  At each refusal
  * the room that is free and cannot be used is stranded.
  */
-#define DAY_OPERATIONS 40000
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define DAY_OPERATIONS 4000
+#else
+#define DAY_OPERATIONS 20000
+#endif
 #define DAY_LIMIT      (64 * MIB)
 #define DAY_LAYERS     4096
 

@@ -137,7 +137,7 @@ int main(int argc, char **argv)
     fflush(stdout);
     for (uint64_t i = 0; i < count; i++) {
         slices += run_chaos(seed + i);
-        if (i % 10 == 0)
+        if (i % 20 == 0)
             slices += run_fair(seed + i);
     }
     printf("sim: %llu seeds, %llu slices, no rule broken\n", (unsigned long long)count,

@@ -150,7 +150,7 @@ static void run_clients(const char *const *arguments, struct gemmd_stats *stats)
     for (uintptr_t i = 0; i < CLIENTS; i++)
         pids[i] = harness_fork(run_client, (void *)i);
     for (int i = 0; i < CLIENTS; i++)
-        assert_int_equal(harness_join(pids[i], 60000), 0);
+        assert_int_equal(harness_join(pids[i], 120000), 0);
     observer = session_to(worker.socket);
     assert_non_null(observer);
     assert_int_equal(gemmd_get_stats(observer, stats), 0);
@@ -203,5 +203,5 @@ int main(void)
         cmocka_unit_test(test_alone),
     };
 
-    return HARNESS_RUN(tests, NULL, NULL, 200);
+    return HARNESS_RUN(tests, NULL, NULL, 400);
 }

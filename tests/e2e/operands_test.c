@@ -42,8 +42,9 @@ static void close_worker(struct gemmd **session)
 static void check(struct gemmd *session, uint32_t n, uint32_t k, const struct layer_kind *kind,
                   uint64_t seed)
 {
-    /* The oracle is what takes the time, many times over under a sanitizer. */
-    const uint32_t row_counts[] = {1, 5, machine_is_sanitized() ? 9 : 37};
+    /* Under a sanitizer, where all takes many times as long, one of them, and no long one. */
+    const bool brief = machine_is_sanitized();
+    const uint32_t row_counts[] = {1, 5, brief ? 9 : 37};
     struct layer_case layer;
     struct gemmd_layer *handle;
     int created;
@@ -56,7 +57,7 @@ static void check(struct gemmd *session, uint32_t n, uint32_t k, const struct la
     assert_int_equal(gemmd_layer_a_type(handle), layer.desc.a_type);
     assert_int_equal(gemmd_layer_b_type(handle), layer.desc.b_type);
     assert_int_equal(gemmd_layer_residual_type(handle), layer.desc.residual_type);
-    for (size_t i = 0; i < sizeof(row_counts) / sizeof(row_counts[0]); i++)
+    for (size_t i = brief ? seed % 3 : 0; i < 3; i += brief ? 3 : 1)
         assert_int_equal(layer_case_check(session, handle, &layer, row_counts[i], seed + i), 0);
     assert_int_equal(gemmd_layer_close(session, &handle), 0);
     layer_case_fini(&layer);

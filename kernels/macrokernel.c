@@ -119,14 +119,19 @@ static size_t columns_per_group(const struct gemm_weights *weights)
 }
 
 /* Whether the rows are copied: worth it where the micro-kernel would copy them again for each of
- * several panels, and possible where the copy holds a tile. */
+ * several panels (flipped, at no constant distance, or to pad them), and possible where the copy
+ * holds a tile. */
 static bool want_copy(const struct run *run, size_t rows, const uint8_t *const *a, uint8_t a_flip)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
+    size_t k = run->weights->k;
 
-    return run->n_end - run->n_begin > kernel->nr &&
-           A_COPY_BYTES / copy_stride(run->weights) >= (rows < kernel->mr ? rows : kernel->mr) &&
-           (a_flip || (kernel->gather && !constant_stride(rows, a)));
+    if (run->n_end - run->n_begin <= kernel->nr ||
+        A_COPY_BYTES / copy_stride(run->weights) < (rows < kernel->mr ? rows : kernel->mr))
+        return false;
+    if (a_flip)
+        return true;
+    return kernel->gather && k >= GEMM_ALIGN && (k < run->k_padded || !constant_stride(rows, a));
 }
 
 /* The place in the copy of a block's row i, where a tile begins. */

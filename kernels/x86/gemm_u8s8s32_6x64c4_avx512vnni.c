@@ -13,9 +13,10 @@
  * bound by the read of the panel: 8 chains suffice, and one vpdpbusd per line, without prefetches,
  * reads L2 13 % faster than 24 chains do (kernels/README.md).
  *
- * A rows are read directly, in whole groups of 4 bytes.  What cannot be is first copied to the
- * stack: the last k % 4 bytes (rows may end at a page's end), and s8 rows, whose bytes need a flip
- * that would compete with vpdpbusd for its two ports once per row and step.
+ * A rows are read directly, four bytes at a time; the last k % 4 bytes as the end of the last four,
+ * because a row may end at a page's end.  What cannot be is first copied to the stack: rows shorter
+ * than that, and s8 rows, whose bytes need a flip that would compete with vpdpbusd for its two
+ * ports once per row and step.
  */
 #include "kernels/gemm.h"
 
@@ -51,10 +52,8 @@ INLINE __m512i broadcast4(const uint8_t *p)
 }
 
 /* One row of one k step. */
-INLINE void row(size_t nv, const uint8_t *a, const __m512i *b, __m512i *sum)
+INLINE void row(size_t nv, __m512i four, const __m512i *b, __m512i *sum)
 {
-    __m512i four = broadcast4(a);
-
     /* Not a loop over nv, nor below over m: clang 14 keeps `sum` in memory when a loop has but one
      * iteration. */
     sum[0] = _mm512_dpbusd_epi32(sum[0], four, b[0]);
@@ -66,12 +65,17 @@ INLINE void row(size_t nv, const uint8_t *a, const __m512i *b, __m512i *sum)
         sum[3] = _mm512_dpbusd_epi32(sum[3], four, b[3]);
 }
 
-/* One k step: 4 bytes of each of m rows, at byte t, into accumulator set `sum`. */
-INLINE void step(size_t m, size_t nv, const uint8_t *const *a, size_t t, const int8_t *panel,
-                 __m512i *sum)
+/* The last 1 to 3 bytes of a row of at least 4, then zeros; shift: 8 bits for each byte missing. */
+INLINE __m512i broadcast_end(const uint8_t *end, uint32_t shift)
 {
-    __m512i b[NV];
+    uint32_t four;
 
+    __builtin_memcpy(&four, end - KR, sizeof(four));
+    return _mm512_set1_epi32((int32_t)(four >> shift));
+}
+
+INLINE void load_step(size_t nv, const int8_t *panel, __m512i *b)
+{
     b[0] = _mm512_load_si512(panel);
     if (nv > 1)
         b[1] = _mm512_load_si512(panel + 64);
@@ -79,17 +83,47 @@ INLINE void step(size_t m, size_t nv, const uint8_t *const *a, size_t t, const i
         b[2] = _mm512_load_si512(panel + 2 * 64);
     if (nv > 3)
         b[3] = _mm512_load_si512(panel + 3 * 64);
-    row(nv, a[0] + t, b, sum);
+}
+
+/* One k step: 4 bytes of each of m rows, at byte t, into accumulator set `sum`. */
+INLINE void step(size_t m, size_t nv, const uint8_t *const *a, size_t t, const int8_t *panel,
+                 __m512i *sum)
+{
+    __m512i b[NV];
+
+    load_step(nv, panel, b);
+    row(nv, broadcast4(a[0] + t), b, sum);
     if (m > 1)
-        row(nv, a[1] + t, b, sum + nv);
+        row(nv, broadcast4(a[1] + t), b, sum + nv);
     if (m > 2)
-        row(nv, a[2] + t, b, sum + 2 * nv);
+        row(nv, broadcast4(a[2] + t), b, sum + 2 * nv);
     if (m > 3)
-        row(nv, a[3] + t, b, sum + 3 * nv);
+        row(nv, broadcast4(a[3] + t), b, sum + 3 * nv);
     if (m > 4)
-        row(nv, a[4] + t, b, sum + 4 * nv);
+        row(nv, broadcast4(a[4] + t), b, sum + 4 * nv);
     if (m > 5)
-        row(nv, a[5] + t, b, sum + 5 * nv);
+        row(nv, broadcast4(a[5] + t), b, sum + 5 * nv);
+}
+
+/* The step of the rows' ends, at byte k of each. */
+INLINE void last_step(size_t m, size_t nv, const uint8_t *const *a, size_t k, const int8_t *panel,
+                      __m512i *sum)
+{
+    const uint32_t shift = 8 * (KR - k % KR);
+    __m512i b[NV];
+
+    load_step(nv, panel, b);
+    row(nv, broadcast_end(a[0] + k, shift), b, sum);
+    if (m > 1)
+        row(nv, broadcast_end(a[1] + k, shift), b, sum + nv);
+    if (m > 2)
+        row(nv, broadcast_end(a[2] + k, shift), b, sum + 2 * nv);
+    if (m > 3)
+        row(nv, broadcast_end(a[3] + k, shift), b, sum + 3 * nv);
+    if (m > 4)
+        row(nv, broadcast_end(a[4] + k, shift), b, sum + 4 * nv);
+    if (m > 5)
+        row(nv, broadcast_end(a[5] + k, shift), b, sum + 5 * nv);
 }
 
 /* The panel is longer than L1 for k above 700: without this the multiplies wait for L2 now and then
@@ -112,10 +146,11 @@ INLINE size_t steps_unrolled(size_t m, size_t nv)
     return fitting < UNROLL_MAX ? fitting : UNROLL_MAX;
 }
 
-/* acc (+)= A * panel over `steps` k steps, for a constant m and nv. */
-INLINE void tile(size_t m, size_t nv, size_t steps, const uint8_t *const *a, const int8_t *panel,
+/* acc (+)= A * panel over k bytes, at least KR, for a constant m and nv. */
+INLINE void tile(size_t m, size_t nv, size_t k, const uint8_t *const *a, const int8_t *panel,
                  int32_t *acc, int accumulate)
 {
+    const size_t steps = k / KR;
     const size_t unroll = steps_unrolled(m, nv), step_bytes = nv * 64;
     __m512i sum[MR * NV];
     size_t t = 0;
@@ -139,9 +174,16 @@ INLINE void tile(size_t m, size_t nv, size_t steps, const uint8_t *const *a, con
         if (unroll > 3)
             step(m, nv, a, (t + 3) * KR, panel + 3 * step_bytes, sum + 3 * m * nv);
         panel += unroll * step_bytes;
+        /* Without this gcc 12 moves accumulators between registers in each round: for one row 8
+         * moves beside 8 vpdpbusd. */
+        UNROLL
+        for (size_t i = 0; i < unroll * m * nv; i++)
+            __asm__("" : "+v"(sum[i]));
     }
     for (; t < steps; t++, panel += step_bytes)
         step(m, nv, a, t * KR, panel, sum);
+    if (k % KR)
+        last_step(m, nv, a, k, panel, sum);
     UNROLL
     for (size_t i = m * nv; i < unroll * m * nv; i++)
         sum[i % (m * nv)] = _mm512_add_epi32(sum[i % (m * nv)], sum[i]);
@@ -151,14 +193,14 @@ INLINE void tile(size_t m, size_t nv, size_t steps, const uint8_t *const *a, con
 }
 
 /* A function for each m and nv, so that both are constants in it. */
-typedef void tile_fn(size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
+typedef void tile_fn(size_t k, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
                      int accumulate);
 
 #define TILE(m, nv)                                                                                \
-    static void tile_##m##_##nv(size_t steps, const uint8_t *const *a, const int8_t *panel,        \
+    static void tile_##m##_##nv(size_t k, const uint8_t *const *a, const int8_t *panel,            \
                                 int32_t *acc, int accumulate)                                      \
     {                                                                                              \
-        tile(m, nv, steps, a, panel, acc, accumulate);                                             \
+        tile(m, nv, k, a, panel, acc, accumulate);                                                 \
     }
 #define TILES(nv) TILE(1, nv) TILE(2, nv) TILE(3, nv) TILE(4, nv) TILE(5, nv) TILE(6, nv)
 
@@ -196,18 +238,18 @@ void gemm_u8s8s32_6x64c4_avx512vnni(size_t m, size_t n, size_t k, const uint8_t 
     tile_fn *const tile_of_m = tiles[n / LANES - 1][m - 1];
     const __m512i flip = _mm512_set1_epi8((char)a_flip);
     const uint8_t *rows[MR];
-    size_t t = a_flip ? 0 : k / KR * KR;
 
-    if (t)
-        tile_of_m(t / KR, a, panel, acc, 0);
-    while (t < k) {
+    if (!a_flip && k >= KR) {
+        tile_of_m(k, a, panel, acc, 0);
+        return;
+    }
+    for (size_t t = 0; t < k; t += COPY_BYTES) {
         size_t bytes = k - t < COPY_BYTES ? k - t : COPY_BYTES;
 
         for (size_t i = 0; i < m; i++) {
             copy_row(copy[i], a[i] + t, bytes, flip);
             rows[i] = copy[i];
         }
-        tile_of_m((bytes + KR - 1) / KR, rows, panel + t * n, acc, t > 0);
-        t += bytes;
+        tile_of_m((bytes + KR - 1) / KR * KR, rows, panel + t * n, acc, t > 0);
     }
 }

@@ -18,6 +18,7 @@ struct job {
     enum gemm_activation activation;
     enum fill fill;
     bool gathered;
+    bool all_columns; /* else a slice at random */
     int32_t a_zero_point;
 };
 
@@ -154,6 +155,10 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
 
     if (n_end > job->n || random_below(2))
         n_end = job->n;
+    if (job->all_columns) {
+        n_begin = 0;
+        n_end = job->n;
+    }
     check_step("gemm_run m=%u n=%u k=%u a=%d c=%d relu=%d zero=%d fill=%s %s columns [%u,%u)",
                job->rows, job->n, job->k, job->a_type, job->c_type, job->activation,
                job->a_zero_point, fill_name(job->fill), job->gathered ? "gathered" : "strided",
@@ -228,6 +233,8 @@ void check_run(const struct gemm_kernel *kernel)
     check_types(kernel);
     check_job(kernel, &tall_job);
     copied_job.c_type = GEMM_TYPE_S32;
+    copied_job.fill = FILL_UNIFORM; /* as below */
+    copied_job.all_columns = true;  /* the first panel copies, the others find the copies */
     for (unsigned int bits = 0; bits < 4; bits++) {
         copied_job.a_type = bits & 1 ? GEMM_TYPE_S8 : GEMM_TYPE_U8;
         copied_job.gathered = bits & 2;

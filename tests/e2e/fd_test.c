@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests/e2e/layer_case.h"
@@ -234,6 +235,7 @@ static void test_worker_dies(void **state)
     harness_start(&worker, NULL, NULL);
     open_client(&client, worker.socket, EPOLLIN);
     assert_int_equal(kill(worker.pid, SIGSTOP), 0);
+    assert_int_equal(waitpid(worker.pid, NULL, WUNTRACED), worker.pid); /* every thread of it */
     submit(&client, 5);
     harness_kill(&worker);
     for (int lost = 0; lost < 5;) {

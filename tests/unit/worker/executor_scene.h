@@ -111,6 +111,7 @@ static void scene_open_client(struct executor_scene *scene, struct executor_clie
     assert_true(executor_scene_complete(client, &cqe));
     assert_int_equal(cqe.status, GEMMD_STATUS_OK);
     ring->cq_head_seen = client->client_line.cq_head;
+    client->wakes = 0;
 }
 
 /* A layer n x k, u8 to f32, open in each session as number 0, generation 1. */

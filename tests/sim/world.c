@@ -47,8 +47,8 @@ static void check_cells(struct world *world, const struct world_job *job)
         }
 }
 
-/* How long the job may have taken.  A round gives every session its quantum and lets each overdraw
- * by one scan's worth; a debt takes debt / quantum rounds. */
+/* How long the job may have taken.  A round gives every session its quantum and lets both of its
+ * accounts overdraw by one scan's worth; a debt takes debt / quantum rounds. */
 static uint64_t starvation_bound_ns(const struct world *world, const struct world_session *session,
                                     const struct world_job *job)
 {
@@ -61,7 +61,7 @@ static uint64_t starvation_bound_ns(const struct world *world, const struct worl
         scan_ns = ns > scan_ns ? ns : scan_ns;
     }
     for (uint32_t i = 0; i < world->sessions; i++)
-        round_ns += (uint64_t)SCHEDULER_QUANTUM_NS * world->session[i].weight + scan_ns;
+        round_ns += (uint64_t)SCHEDULER_QUANTUM_NS * world->session[i].weight + 2 * scan_ns;
     rounds = 4 + WORLD_ENTRIES * (1 + scan_ns / ((uint64_t)SCHEDULER_QUANTUM_NS * session->weight));
     if (job->job.class == SCHEDULER_BACKGROUND)
         rounds *= SCHEDULER_BACKGROUND_SHARE;
@@ -317,7 +317,7 @@ void world_step(struct world *world)
         take_submissions(world, session);
     }
     check_quotas(world);
-    if (!run_slice(world)) {
+    if (!run_slice(world) && !world->scheduler.linked) { /* what ends may admit another */
         uint64_t next_ns = next_act_ns(world);
 
         world->now_ns = next_ns > world->now_ns ? next_ns : world->now_ns + 1;

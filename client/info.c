@@ -100,6 +100,7 @@ int gemmd_get_layer_info(struct gemmd *session, uint32_t index, struct gemmd_lay
         .queue_p99_ns = reply.latency.queue_p99_ns,
         .exec_p50_ns = reply.latency.exec_p50_ns,
         .exec_p99_ns = reply.latency.exec_p99_ns,
+        .hits = reply.hits,
     };
     COPY_TEXT(out->name, reply.name);
     COPY_TEXT(out->kernel, reply.kernel);

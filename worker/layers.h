@@ -40,6 +40,7 @@ struct layer {
     uint32_t owner_uid;   /* the user whose upload made it; may attach by the bare hash */
     uint32_t charged_uid; /* the user whose quota it counts against */
     uint32_t references;  /* open handles of sessions */
+    uint64_t hits;        /* openings that found it here */
     uint32_t compared;    /* builds that read it on another thread: it is not moved */
     bool unverified;      /* another worker left it, and its checksum was not compared yet */
     bool pinned;          /* never evicted */

@@ -172,6 +172,7 @@ static enum gemmd_status handle_layers(struct control *control, struct session *
     reply->panels = gemmd_counter_read(&layer->panels);
     reply->panel_rows = gemmd_counter_read(&layer->panel_rows);
     reply->latency = latency_of(&layer->queue_histogram, &layer->exec_histogram);
+    reply->hits = layer->hits;
     return GEMMD_STATUS_OK;
 }
 

@@ -26,6 +26,7 @@ enum gemmd_status requests_open_layer(struct control *control, struct session *s
     if (id == GEMMD_SESSION_LAYERS_MAX)
         return GEMMD_STATUS_LAYERS_FULL;
     layer_reference(control->config.layers, layer);
+    layer->hits += bytes_new == 0;
     session->layer_count++;
     reply->layer_id = id;
     reply->layer_gen = session->ring.layers[id].gen + 1;

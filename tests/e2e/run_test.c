@@ -157,6 +157,7 @@ static void test_attach(void **state)
     assert_int_equal(after.layer_count, before.layer_count);
     assert_int_equal(gemmd_get_layer_info(first, after.layer_count - 1, &info), 0);
     assert_int_equal(info.references, 2);
+    assert_int_equal(info.hits, 1);
     assert_int_equal(layer_case_check(first, layer_1, &layer, 5, 1), 0);
     gemmd_close(&first); /* its creator's end does not take the layer away */
     assert_int_equal(layer_case_check(second, layer_2, &layer, 5, 2), 0);

@@ -234,6 +234,7 @@
     F(gemmd_msg_layers_reply, panels)                                                              \
     F(gemmd_msg_layers_reply, panel_rows)                                                          \
     F(gemmd_msg_layers_reply, latency)                                                             \
+    F(gemmd_msg_layers_reply, hits)                                                                \
     S(gemmd_msg_sessions_reply)                                                                    \
     F(gemmd_msg_sessions_reply, header)                                                            \
     F(gemmd_msg_sessions_reply, session_id)                                                        \

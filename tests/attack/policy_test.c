@@ -240,7 +240,7 @@ static const struct rule {
 static unsigned seen[RULE_COUNT]; /* by which threads */
 static unsigned unknown;
 
-static pid_t thread_named(pid_t pid, const char *wanted)
+static pid_t find_thread(pid_t pid, const char *wanted)
 {
     char path[300], name[32];
     pid_t found = 0;
@@ -261,6 +261,17 @@ static pid_t thread_named(pid_t pid, const char *wanted)
             fclose(file);
     }
     closedir(directory);
+    return found;
+}
+
+/* A thread gives itself its name, perhaps after the worker said that it is ready. */
+static pid_t thread_named(pid_t pid, const char *wanted)
+{
+    pid_t found = 0;
+
+    for (int i = 0; i < 10000 && !(found = find_thread(pid, wanted)); i++)
+        usleep(1000);
+    REQUIRE(found > 0);
     return found;
 }
 

@@ -179,6 +179,13 @@ static void admit(struct scheduler *scheduler, struct scheduler_job *job)
         promote(scheduler, queue);
 }
 
+/* The control thread reads it, for the list of sessions. */
+static void change_in_flight(struct scheduler_session *session, int change)
+{
+    __atomic_store_n(&session->in_flight, session->in_flight + (uint32_t)change,
+                     __ATOMIC_RELAXED);
+}
+
 void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
 {
     struct scheduler_session *session = job->flow->session;
@@ -186,7 +193,7 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
     assert(job->rows && job->flow->layer);
     trail_learn(job->flow);
     job->rows_boarded = job->rows_done = 0;
-    session->in_flight++;
+    change_in_flight(session, 1);
     job->held = !list_is_empty(&session->held) || !scheduler_has_room(scheduler, session);
     if (!job->held) {
         admit(scheduler, job);
@@ -239,7 +246,7 @@ struct scheduler_job *scheduler_take_done(struct scheduler *scheduler)
     list_unlink(link);
     job = LIST_ENTRY(link, struct scheduler_job, in_queue);
     session = job->flow->session;
-    session->in_flight--;
+    change_in_flight(session, -1);
     if (!job->held) {
         session->admitted--;
         session->user->admitted--;

@@ -14,6 +14,8 @@
 
 #define NR_HUGEPAGES   "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 #define FREE_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"
+/* Pages that go when their last user does: not of the number to restore. */
+#define SURPLUS_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages"
 
 uint64_t machine_now_ns(void)
 {
@@ -202,7 +204,7 @@ bool machine_set_hugepages(long count)
     if (hugepages_lock < 0) {
         hugepages_lock = open(NR_HUGEPAGES, O_RDONLY | O_CLOEXEC);
         REQUIRE(hugepages_lock >= 0 && flock(hugepages_lock, LOCK_EX) == 0);
-        hugepages_before = read_hugepages(NR_HUGEPAGES);
+        hugepages_before = read_hugepages(NR_HUGEPAGES) - read_hugepages(SURPLUS_HUGEPAGES);
     }
     write_hugepages(count);
     return read_hugepages(NR_HUGEPAGES) == count && read_hugepages(FREE_HUGEPAGES) == count;

@@ -67,6 +67,8 @@ __attribute__((unused)) static long read_number(const char *path)
 
 #define NR_HUGEPAGES   "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 #define FREE_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"
+/* Pages that go when their last user does: not of the number to restore. */
+#define SURPLUS_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages"
 
 static long hugepages_before = -1;
 static int hugepages_lock = -1;
@@ -89,7 +91,7 @@ __attribute__((unused)) static bool hugepages_set(long count)
     if (hugepages_lock < 0) {
         hugepages_lock = open(NR_HUGEPAGES, O_RDONLY | O_CLOEXEC);
         flock(hugepages_lock, LOCK_EX);
-        hugepages_before = read_number(NR_HUGEPAGES);
+        hugepages_before = read_number(NR_HUGEPAGES) - read_number(SURPLUS_HUGEPAGES);
     }
     hugepages_write(count);
     return read_number(NR_HUGEPAGES) == count && read_number(FREE_HUGEPAGES) == count;

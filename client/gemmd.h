@@ -6,11 +6,11 @@
  * submits jobs (one layer applied to m rows) to a ring in shared memory.  When both sides are awake
  * no system call is made between gemmd_submit and the completion.
  *
- *     struct gemmd *session;
  *     gemmd_connect(NULL, &session);
  *     gemmd_layer_create(session, &desc, &layer);
- *     uint8_t *a = gemmd_buffer_alloc(session, m * k);  float *c = gemmd_buffer_alloc(session, m *
- * n * 4); struct gemmd_job job; gemmd_job_init(&job, layer, m, a, c); gemmd_run(session, &job, -1);
+ *     a = gemmd_buffer_alloc(session, m * k), c = gemmd_buffer_alloc(session, m * n * 4);
+ *     gemmd_job_init(&job, layer, m, a, c);
+ *     gemmd_run(session, &job, -1);
  *
  * Conventions.  Functions that return int give >= 0 on success and -errno on failure;
  * gemmd_error_text(session) then says what was wrong and how to mend it.  A session belongs to one
@@ -214,7 +214,10 @@ struct gemmd_layer_desc {
     float residual_scale;          /* of U8 and S8: finite, > 0; else 0 (default) */
     const char *name;          /* others open the layer by it; NULL (default): none; 1..63 of
                                   [A-Za-z0-9._/-] */
-    uint64_t reserved[8];      /* 0 */
+    /* NULL (default), or called after each piece of an upload; must not call the session. */
+    void (*progress)(void *context, uint64_t bytes_sent, uint64_t bytes);
+    void *progress_context;
+    uint64_t reserved[6];      /* 0 */
 };
 
 /* Zeroes *desc and sets the defaults. */
@@ -222,11 +225,10 @@ GEMMD_API void gemmd_layer_desc_init(struct gemmd_layer_desc *desc);
 
 /* Creates the layer in the worker, or attaches to it if one with the same contents is there: the
  * weights then cost no memory and, for the same user, no upload.  Blocks.  The caller keeps desc
- * and its arrays; *out belongs to the session until gemmd_layer_close.  The upload uses free arena
- * memory as a window, so at least 64 KiB of the arena must be free (-ENOBUFS). 0 created, 1
- * attached -EINVAL (the text names the field; also for a zero point of A that takes the bias of s4
- * weights beyond a float), -EEXIST (name taken), -ENOSPC (pool or table full),
- * -ENOMEM, -ENOBUFS, -EFBIG, -ETIMEDOUT, -ECONNRESET (worker gone), -ESHUTDOWN (worker draining) */
+ * and its arrays; *out belongs to the session until gemmd_layer_close.  0: created; 1: attached;
+ * -EINVAL (the text names the field; also for a zero point of A that takes the bias of s4 weights
+ * beyond a float), -EEXIST (name taken), -ENOSPC (pool or table full), -ENOBUFS (an upload needs
+ * 64 KiB of the arena), -ENOMEM, -EFBIG, -ETIMEDOUT, -ECONNRESET, -ESHUTDOWN (worker draining). */
 GEMMD_API int gemmd_layer_create(struct gemmd *session, const struct gemmd_layer_desc *desc,
                                  struct gemmd_layer **out);
 
@@ -241,8 +243,7 @@ GEMMD_API int gemmd_layers_create(struct gemmd *session, const struct gemmd_laye
 GEMMD_API int gemmd_layer_open(struct gemmd *session, const char *name, struct gemmd_layer **out);
 
 /* Closes the layer: jobs of it still in the ring complete with status LAYER_STALE.  Blocks.
- * Accepts NULL and a pointer to NULL; *layer becomes NULL whatever is returned.  0 or -ECONNRESET.
- */
+ * Accepts NULL and a pointer to NULL; *layer becomes NULL in any case.  0 or -ECONNRESET. */
 GEMMD_API int gemmd_layer_close(struct gemmd *session, struct gemmd_layer **layer);
 
 /* Shape of an open layer, for programs that opened it by name. */
@@ -255,8 +256,7 @@ GEMMD_API enum gemmd_type gemmd_layer_c_type(const struct gemmd_layer *layer);
 GEMMD_API uint32_t gemmd_layer_a_row_bytes(const struct gemmd_layer *layer);
 /* NONE: its jobs have no residual. */
 GEMMD_API enum gemmd_type gemmd_layer_residual_type(const struct gemmd_layer *layer);
-/* Worker memory the gemmd_layer_create or gemmd_layer_open of this handle added: 0 when attached.
- */
+/* Worker memory that creating or opening this handle added: 0 when attached. */
 GEMMD_API uint64_t gemmd_layer_bytes_new(const struct gemmd_layer *layer);
 
 /* ---- buffers --------------------------------------------------------------------------------- */

@@ -155,6 +155,8 @@ int gemmd_image_open(struct gemmd *session, const struct gemmd_layer_desc *desc,
     error = convert_desc(session, desc, abi, &image->layout);
     if (error < 0)
         return error;
+    image->progress = desc->progress;
+    image->progress_context = desc->progress_context;
     quantised = *desc;
     error = gemmd_quantize(session, &quantised, &image->quantised);
     if (error == 0)

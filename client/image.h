@@ -13,6 +13,8 @@ struct gemmd_image {
     const void *weights;
     uint8_t *tail; /* from layout.multipliers_offset to the end */
     void *quantised; /* what was made of float weights; or NULL */
+    void (*progress)(void *context, uint64_t bytes_sent, uint64_t bytes); /* or NULL */
+    void *progress_context;
 };
 
 /* Checks desc, quantises its weights if they are floats, and fills in *abi and *image, which the

@@ -80,6 +80,8 @@ static int send_image(struct gemmd *session, const struct gemmd_image *image, ui
         error = gemmd_ask(session, &data, sizeof(data), &reply, sizeof(reply), NULL);
         if (error < 0)
             return error;
+        if (image->progress)
+            image->progress(image->progress_context, offset + data.bytes, bytes);
     }
     return 0;
 }

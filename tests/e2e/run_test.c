@@ -207,6 +207,43 @@ static void test_a_model_at_once(void **state)
         layer_case_fini(&layers[i]);
 }
 
+struct progress {
+    uint64_t calls, bytes_sent, bytes;
+};
+
+static void note_progress(void *context, uint64_t bytes_sent, uint64_t bytes)
+{
+    struct progress *progress = context;
+
+    assert_true(bytes_sent > progress->bytes_sent && bytes_sent <= bytes);
+    *progress = (struct progress){progress->calls + 1, bytes_sent, bytes};
+}
+
+/* An upload of several arenas tells how far it is; what is attached to is not sent. */
+static void test_progress(void **state)
+{
+    struct gemmd *session = session_with(worker.socket, 8, 1 << 19, -1);
+    struct progress first = {0}, second = {0};
+    struct gemmd_layer *handle, *again;
+    struct layer_case layer;
+
+    (void)state;
+    assert_non_null(session);
+    layer_case_plain(&layer, 1500, 1100, 47);
+    layer.desc.progress = note_progress;
+    layer.desc.progress_context = &first;
+    assert_int_equal(gemmd_layer_create(session, &layer.desc, &handle), 0);
+    assert_true(first.calls > 3);
+    assert_int_equal(first.bytes_sent, first.bytes);
+    assert_true(first.bytes >= 1500 * 1100);
+    assert_int_equal(layer_case_check(session, handle, &layer, 2, 1), 0);
+    layer.desc.progress_context = &second;
+    assert_int_equal(gemmd_layer_create(session, &layer.desc, &again), 1);
+    assert_int_equal(second.calls, 0);
+    gemmd_close(&session);
+    layer_case_fini(&layer);
+}
+
 static void test_names(void **state)
 {
     struct gemmd *first = session_to(worker.socket), *second = session_to(worker.socket);
@@ -373,7 +410,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_combinations), cmocka_unit_test(test_extreme_sums),
         cmocka_unit_test(test_strided_rows),     cmocka_unit_test(test_attach),
-        cmocka_unit_test(test_a_model_at_once),
+        cmocka_unit_test(test_a_model_at_once),  cmocka_unit_test(test_progress),
         cmocka_unit_test(test_names),            cmocka_unit_test(test_close_makes_jobs_stale),
         cmocka_unit_test(test_four_processes),   cmocka_unit_test(test_nothing_leaks),
     };

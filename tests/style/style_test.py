@@ -57,7 +57,7 @@ CASES = [
     ("check-style", None, "worker/a.c", "/* TODO(#12): when it is there */\n"),
     ("check-style", "todo", "tools/b.sh", "#!/bin/bash\n# FIXME\n"),
     ("check-style", "machine-path", "worker/a.c", '    open("/home/someone/x");\n'),
-    ("check-style", "machine-path", "docs.md", "see /work/main\n"),
+    ("check-style", "machine-path", "docs.md", "see /" "work/tree\n"),
     ("check-style", "guard", "worker/a.h", "#ifndef X\n#endif\n"),
     ("check-style", "emoji", "docs.md", "fast \U0001F680\n"),
     ("check-style", "environment", "worker/a.c", '    x = getenv("GEMMD_SECRET");\n'),

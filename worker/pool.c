@@ -44,11 +44,15 @@ static void explain_hugetlb(struct pool *pool, enum extent_rung rung, uint64_t b
     const char *page_name = rung == EXTENT_1G ? "1 GiB" : "2 MiB";
     long long total = hugepages_read(pool->sysfs_node, page_bytes, "nr_hugepages");
     long long available = hugepages_read(pool->sysfs_node, page_bytes, "free_hugepages");
-    long long needed = total - available + (long long)((bytes + page_bytes - 1) / page_bytes);
+    long long pages = (long long)((bytes + page_bytes - 1) / page_bytes);
+    long long needed = total - available + pages;
 
     if (total < 0)
         set_line(pool, pool->no_hugetlb, "no %s huge pages (unknown to this kernel or CPU)",
                  page_name);
+    else if (available >= pages) /* more of them would not help */
+        set_line(pool, pool->no_hugetlb, "no %s huge pages, though %lld of %lld are free: promised "
+                 "to others, or beyond this cgroup's hugetlb limit", page_name, available, total);
     else if (rung == EXTENT_1G)
         set_line(pool, pool->no_hugetlb, "no 1 GiB huge pages (%lld free of %lld): boot with "
                  "hugepagesz=1G hugepages=%lld", available, total, needed);

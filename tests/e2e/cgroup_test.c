@@ -189,6 +189,7 @@ static void test_hugetlb(void **state)
                   (unsigned long long)(info.pool_bytes_4k >> 10), info.lost);
     assert_int_equal(info.pool_bytes_2m, 0);
     assert_non_null(strstr(info.lost, "2 MiB huge pages"));
+    assert_non_null(strstr(info.lost, "this cgroup's hugetlb limit"));
     assert_true(harness_is_alive(&worker));
     gemmd_close(&session);
     harness_stop(&worker);

@@ -219,34 +219,29 @@ void machine_restore_hugepages(void)
     hugepages_lock = -1;
 }
 
+/* gcc has a macro for each, clang a feature. */
+#ifndef __has_feature
+#define __has_feature(feature) 0
+#endif
+#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#define HAS_TSAN true
+#else
+#define HAS_TSAN false
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#define HAS_ASAN true
+#else
+#define HAS_ASAN false
+#endif
+
 bool machine_is_sanitized(void)
 {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    return true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-    return true;
-#else
-    return false;
-#endif
-#else
-    return false;
-#endif
+    return HAS_ASAN || HAS_TSAN;
 }
 
 bool machine_delays_signals(void)
 {
-#if defined(__SANITIZE_THREAD__)
-    return true;
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-    return true;
-#else
-    return false;
-#endif
-#else
-    return false;
-#endif
+    return HAS_TSAN;
 }
 
 void machine_adopt_orphans(void)

@@ -177,51 +177,191 @@ INLINE void tile(enum gemm_type c_type, enum gemm_activation activation, int ext
 }
 
 /*
- * The common tile of a quantised network: u8, RELU, zero point 0, no per-row step, all 64 columns.
- * Packing four vectors at a time saturates below at 0, so RELU and the lower bound of the clamp are
- * for nothing: a row of 64 outputs takes 32 operations on the two vector ports instead of 48, and
- * one store.  The upper bound stays, because vcvtps2dq gives 0x80000000 from 2^31 on.
+ * The common tiles of a quantised network: u8, RELU, zero point 0, no per-row step; all 64 columns,
+ * or up to 16.  Packing four vectors at a time saturates to 0 and 255, so RELU and the clamp are
+ * for nothing: 64 outputs take 28 operations on the two vector ports instead of 48.  Only the upper
+ * bound may have to stay, because vcvtps2dq gives 0x80000000 from 2^31 on: `clamp`.
  */
-enum { U8_RELU_COLUMNS = 64, U8_RELU_VECTORS = U8_RELU_COLUMNS / LANES };
+enum { PACKED = 4, PACKED_BYTES = PACKED * LANES };
 
-INLINE int is_u8_relu(const struct gemm_epilogue *epilogue, size_t n)
+/* What a vector's columns have. */
+struct columns {
+    __m512i offset;
+    __m512 scale, bias;
+};
+
+INLINE struct columns columns_at(const struct gemm_epilogue *epilogue, size_t column)
+{
+    return (struct columns){_mm512_load_si512(epilogue->offset + column),
+                            _mm512_load_ps(epilogue->scale + column),
+                            _mm512_load_ps(epilogue->bias + column)};
+}
+
+INLINE int is_u8_relu(const struct gemm_epilogue *epilogue)
 {
     /* Not 0, and so no infinity * 0; a NaN fails the comparison, too. */
-    return n == U8_RELU_COLUMNS && epilogue->c_type == GEMM_TYPE_U8 &&
-           epilogue->activation == GEMM_ACTIVATION_RELU && epilogue->c_zero_point == 0 &&
-           epilogue->inverse_c_scale > 0.0f && !gemm_epilogue_is_extended(epilogue);
+    return epilogue->c_type == GEMM_TYPE_U8 && epilogue->activation == GEMM_ACTIVATION_RELU &&
+           epilogue->c_zero_point == 0 && epilogue->inverse_c_scale > 0.0f &&
+           !gemm_epilogue_is_extended(epilogue);
+}
+
+/* Whether some sum could reach 2^31 in the end: never with the scales of a quantised network. Each
+ * rounded step is monotonic, so what bounds the factors bounds the result; an infinity is no less
+ * than anything. */
+INLINE int needs_clamp(const struct columns *columns, size_t count, __m512 inverse)
+{
+    __m512 most = _mm512_setzero_ps();
+
+    for (size_t v = 0; v < count; v++) {
+        __m512 f = _mm512_mul_ps(_mm512_abs_ps(columns[v].scale), _mm512_set1_ps(0x1p31f));
+
+        most = _mm512_max_ps(most, _mm512_add_ps(f, _mm512_abs_ps(columns[v].bias)));
+    }
+    return _mm512_cmp_ps_mask(_mm512_mul_ps(most, inverse), _mm512_set1_ps(0x1p30f),
+                              _CMP_NLT_UQ) != 0;
+}
+
+INLINE __m512i u8_relu(int clamp, const struct columns *columns, __m512 inverse, __m512i sum)
+{
+    __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, columns->offset));
+
+    f = _mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(f, columns->scale), columns->bias), inverse);
+    return _mm512_cvtps_epi32(clamp ? _mm512_min_ps(f, _mm512_set1_ps(255)) : f);
+}
+
+/* 64 bytes of four vectors, one after the other. */
+INLINE __m512i pack(const __m512i *q)
+{
+    /* The packs keep to 128-bit lanes: dword 4 * lane + v of their result belongs to vector v. */
+    const __m512i order =
+        _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]),
+                                                               _mm512_packs_epi32(q[2], q[3])));
+}
+
+INLINE void rows_u8_relu(int clamp, size_t m, size_t nr, const int32_t *acc, __m512 inverse,
+                         const struct columns *columns, size_t column, void *const *c)
+{
+    for (size_t i = 0; i < m; i++) {
+        __m512i q[PACKED];
+
+        for (size_t v = 0; v < PACKED; v++)
+            q[v] = u8_relu(clamp, &columns[v], inverse,
+                           _mm512_load_si512(acc + i * nr + v * LANES));
+        _mm512_storeu_si512((uint8_t *)c[i] + column, pack(q));
+    }
 }
 
 static void tile_u8_relu(size_t m, size_t nr, const int32_t *acc,
                          const struct gemm_epilogue *epilogue, size_t column, void *const *c)
 {
-    const __m512 inverse = _mm512_set1_ps(epilogue->inverse_c_scale), most = _mm512_set1_ps(255);
-    /* The packs keep to 128-bit lanes: dword 4 * lane + v of their result belongs to vector v. */
-    const __m512i order =
-        _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-    __m512i offset[U8_RELU_VECTORS];
-    __m512 scale[U8_RELU_VECTORS], bias[U8_RELU_VECTORS];
+    const __m512 inverse = _mm512_set1_ps(epilogue->inverse_c_scale);
+    struct columns columns[PACKED];
 
-    for (size_t v = 0; v < U8_RELU_VECTORS; v++) {
-        offset[v] = _mm512_load_si512(epilogue->offset + column + v * LANES);
-        scale[v] = _mm512_load_ps(epilogue->scale + column + v * LANES);
-        bias[v] = _mm512_load_ps(epilogue->bias + column + v * LANES);
+    for (size_t v = 0; v < PACKED; v++)
+        columns[v] = columns_at(epilogue, column + v * LANES);
+    /* With few rows the question takes as long as what it spares. */
+    if (m < 4 || needs_clamp(columns, PACKED, inverse))
+        rows_u8_relu(1, m, nr, acc, inverse, columns, column, c);
+    else
+        rows_u8_relu(0, m, nr, acc, inverse, columns, column, c);
+}
+
+/* ---- up to 16 columns: one, two or four rows in a vector, `width` columns each --------------- */
+
+INLINE __m512i repeat(size_t width, __m512i columns)
+{
+    if (width == 4)
+        return _mm512_broadcast_i32x4(_mm512_castsi512_si128(columns));
+    if (width == 8)
+        return _mm512_broadcast_i64x4(_mm512_castsi512_si256(columns));
+    return columns;
+}
+
+/* Rows from i on, the last one again where there are no more. */
+INLINE __m512i load_rows(size_t width, size_t m, size_t nr, const int32_t *acc, size_t i)
+{
+    const int32_t *row[PACKED];
+
+    for (size_t r = 0; r < PACKED; r++)
+        row[r] = acc + (i + r < m ? i + r : m - 1) * nr;
+    if (width == 4) {
+        __m512i rows = _mm512_castsi128_si512(_mm_load_si128((const __m128i *)(row[0])));
+
+        rows = _mm512_inserti32x4(rows, _mm_load_si128((const __m128i *)(row[1])), 1);
+        rows = _mm512_inserti32x4(rows, _mm_load_si128((const __m128i *)(row[2])), 2);
+        return _mm512_inserti32x4(rows, _mm_load_si128((const __m128i *)(row[3])), 3);
     }
-    for (size_t i = 0; i < m; i++) {
-        __m512i q[U8_RELU_VECTORS], packed;
+    if (width == 8)
+        return _mm512_inserti64x4(
+            _mm512_castsi256_si512(_mm256_load_si256((const __m256i *)(row[0]))),
+            _mm256_load_si256((const __m256i *)(row[1])), 1);
+    return _mm512_load_si512(row[0]);
+}
 
-        for (size_t v = 0; v < U8_RELU_VECTORS; v++) {
-            __m512i sum = _mm512_load_si512(acc + i * nr + v * LANES);
-            __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, offset[v]));
+/* Whether the rows of C follow each other, `width` bytes apart. */
+INLINE int adjoin(size_t width, size_t m, void *const *c)
+{
+    const __m512i step = _mm512_set1_epi64((int64_t)(8 * width));
+    __m512i expected = _mm512_add_epi64(
+        _mm512_set1_epi64((int64_t)(uintptr_t)c[0]),
+        _mm512_mullo_epi64(_mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0),
+                           _mm512_set1_epi64((int64_t)width)));
+    __mmask8 differ = 0;
 
-            f = _mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(f, scale[v]), bias[v]), inverse);
-            q[v] = _mm512_cvtps_epi32(_mm512_min_ps(f, most));
+    for (size_t i = 0; i < m; i += 8, expected = _mm512_add_epi64(expected, step)) {
+        __mmask8 mask = m - i < 8 ? (__mmask8)((1u << (m - i)) - 1) : 0xff;
+
+        differ |= _mm512_mask_cmpneq_epi64_mask(mask, _mm512_maskz_loadu_epi64(mask, c + i),
+                                                expected);
+    }
+    return !differ;
+}
+
+INLINE void narrow(size_t width, size_t m, size_t n, size_t nr, const int32_t *acc,
+                   const struct gemm_epilogue *epilogue, size_t column, void *const *c)
+{
+    const __m512 inverse = _mm512_set1_ps(epilogue->inverse_c_scale);
+    const size_t rows = PACKED_BYTES / width; /* of a step */
+    const int together = n == width && adjoin(width, m, c);
+    const __mmask16 mask = (__mmask16)((1u << n) - 1);
+    struct columns columns = columns_at(epilogue, column);
+    uint8_t bytes[PACKED_BYTES + LANES];
+
+    columns.offset = repeat(width, columns.offset);
+    columns.scale = _mm512_castsi512_ps(repeat(width, _mm512_castps_si512(columns.scale)));
+    columns.bias = _mm512_castsi512_ps(repeat(width, _mm512_castps_si512(columns.bias)));
+    for (size_t i = 0; i < m; i += rows) {
+        size_t count = m - i < rows ? m - i : rows;
+        __m512i q[PACKED];
+
+        for (size_t v = 0; v < PACKED; v++)
+            q[v] = u8_relu(1, &columns, inverse,
+                           load_rows(width, m, nr, acc, i + v * (LANES / width)));
+        if (together) {
+            __mmask64 part = ~UINT64_C(0) >> (PACKED_BYTES - count * width);
+
+            _mm512_mask_storeu_epi8((uint8_t *)c[i] + column, part, pack(q));
+            continue;
         }
-        packed = _mm512_packus_epi16(_mm512_packus_epi32(q[0], q[1]),
-                                     _mm512_packus_epi32(q[2], q[3]));
-        packed = _mm512_permutexvar_epi32(order, packed);
-        _mm512_storeu_si512((uint8_t *)c[i] + column, packed);
+        _mm512_storeu_si512(bytes, pack(q));
+        for (size_t r = 0; r < count; r++)
+            _mm_mask_storeu_epi8((uint8_t *)c[i + r] + column, mask,
+                                 _mm_loadu_si128((const __m128i *)(bytes + r * width)));
     }
+}
+
+static void tile_u8_relu_narrow(size_t m, size_t n, size_t nr, const int32_t *acc,
+                                const struct gemm_epilogue *epilogue, size_t column,
+                                void *const *c)
+{
+    if (n <= 4)
+        narrow(4, m, n, nr, acc, epilogue, column, c);
+    else if (n <= 8)
+        narrow(8, m, n, nr, acc, epilogue, column, c);
+    else
+        narrow(16, m, n, nr, acc, epilogue, column, c);
 }
 
 #include "kernels/epilogue_tiles.h"
@@ -230,8 +370,10 @@ void gemm_epilogue_avx512(size_t m, size_t n, size_t nr, const int32_t *acc,
                           const struct gemm_epilogue *epilogue, size_t row, size_t column,
                           void *const *c)
 {
-    if (is_u8_relu(epilogue, n))
+    if (n == PACKED_BYTES && is_u8_relu(epilogue))
         tile_u8_relu(m, nr, acc, epilogue, column, c);
+    else if (n <= LANES && m >= 4 && is_u8_relu(epilogue))
+        tile_u8_relu_narrow(m, n, nr, acc, epilogue, column, c);
     else
         tile_of(epilogue)(m, n, nr, acc, epilogue, row, column, c);
 }

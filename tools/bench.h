@@ -61,6 +61,12 @@ const char *bench_pages_name(enum bench_pages pages);
 void *bench_alloc(struct bench_machine *machine, size_t bytes);
 void bench_free(void *memory, size_t bytes);
 
+/* ---- medians of up to BENCH_ROUNDS_MAX rounds (bench_median.c) ------------------------------- */
+
+double bench_median(const double *values, unsigned int count);
+/* Of the ratios of neighbouring measurements. */
+double bench_median_ratio(const double *above, const double *below, unsigned int count);
+
 /* ---- instruments (bench_peak.c) -------------------------------------------------------------- */
 
 /* What the machine gives, from the same run: GOPS and GB/s (1e9). */

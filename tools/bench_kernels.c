@@ -101,33 +101,6 @@ static double sample_cold(struct context *context, call_fn *call)
     return sample(context, call, 1);
 }
 
-/* ---- medians --------------------------------------------------------------------------------- */
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static double median(const double *values, unsigned int count)
-{
-    double sorted[BENCH_ROUNDS_MAX];
-
-    memcpy(sorted, values, count * sizeof(*values));
-    qsort(sorted, count, sizeof(*sorted), compare);
-    return count % 2 ? sorted[count / 2] : (sorted[count / 2 - 1] + sorted[count / 2]) / 2;
-}
-
-static double median_ratio(const double *above, const double *below, unsigned int count)
-{
-    double ratios[BENCH_ROUNDS_MAX];
-
-    for (unsigned int i = 0; i < count; i++)
-        ratios[i] = above[i] / below[i];
-    return median(ratios, count);
-}
-
 /* ---- one shape ------------------------------------------------------------------------------- */
 
 static void measure_hot(struct context *context, struct bench_result *result)
@@ -145,12 +118,12 @@ static void measure_hot(struct context *context, struct bench_result *result)
         if (context->peer)
             peer[i] = sample_hot(context, call_peer, peer_calls);
     }
-    result->hot_ns = median(ours, rounds);
-    result->gathered_ns = median(gathered, rounds);
-    result->gathered_ratio = median_ratio(gathered, ours, rounds);
+    result->hot_ns = bench_median(ours, rounds);
+    result->gathered_ns = bench_median(gathered, rounds);
+    result->gathered_ratio = bench_median_ratio(gathered, ours, rounds);
     if (context->peer) {
-        result->peer_hot_ns = median(peer, rounds);
-        result->hot_ratio = median_ratio(peer, ours, rounds);
+        result->peer_hot_ns = bench_median(peer, rounds);
+        result->hot_ratio = bench_median_ratio(peer, ours, rounds);
     }
 }
 
@@ -164,10 +137,10 @@ static void measure_cold(struct context *context, struct bench_result *result)
         if (context->peer)
             peer[i] = sample_cold(context, call_peer);
     }
-    result->cold_ns = median(ours, rounds);
+    result->cold_ns = bench_median(ours, rounds);
     if (context->peer) {
-        result->peer_cold_ns = median(peer, rounds);
-        result->cold_ratio = median_ratio(peer, ours, rounds);
+        result->peer_cold_ns = bench_median(peer, rounds);
+        result->cold_ratio = bench_median_ratio(peer, ours, rounds);
     }
 }
 
@@ -226,13 +199,13 @@ static void measure_two(struct context *context, struct bench_result *result, bo
         if (context->peer_two)
             peer[i] = sample_peer_two(context, peer_calls, cold);
     }
-    *(cold ? &result->two_cold_ns : &result->two_hot_ns) = median(ours, rounds);
+    *(cold ? &result->two_cold_ns : &result->two_hot_ns) = bench_median(ours, rounds);
     if (!cold)
-        result->two_speedup = median_ratio(one, ours, rounds);
+        result->two_speedup = bench_median_ratio(one, ours, rounds);
     if (context->peer_two) {
-        *(cold ? &result->peer_two_cold_ns : &result->peer_two_hot_ns) = median(peer, rounds);
+        *(cold ? &result->peer_two_cold_ns : &result->peer_two_hot_ns) = bench_median(peer, rounds);
         *(cold ? &result->two_cold_ratio : &result->two_hot_ratio) =
-            median_ratio(peer, ours, rounds);
+            bench_median_ratio(peer, ours, rounds);
     }
 }
 

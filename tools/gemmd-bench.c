@@ -18,7 +18,7 @@ static const char usage_text[] =
     "usage: gemmd-bench kernels [option ...]\n"
     "       gemmd-bench sharing [option ...]   (gemmd-bench sharing --help)\n"
     "       gemmd-bench path [option ...]      (gemmd-bench path --help)\n"
-    "       gemmd-bench operands   (each kind of operand beside u8, in process and by a worker)\n"
+    "       gemmd-bench operands [option ...]  (gemmd-bench operands --help)\n"
     "Measures the GEMM kernels beside oneDNN, beside the peak of the machine's multiplication and\n"
     "beside its read bandwidths, all in one run.\n"
     "\n"
@@ -224,7 +224,7 @@ static int parse(struct bench_options *options, int argc, char **argv)
             return status;
     }
     if (argc - optind != 1 || strcmp(argv[optind], "kernels"))
-        return complain("what to measure: kernels, sharing or path",
+        return complain("what to measure: kernels, sharing, path or operands",
                         argc > optind ? argv[optind] : "");
     status = complete(options, group);
     if (status || !list)
@@ -286,8 +286,8 @@ int main(int argc, char **argv)
         return bench_sharing(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "path"))
         return bench_path(argc - 1, argv + 1);
-    if (argc == 2 && !strcmp(argv[1], "operands"))
-        return bench_operands();
+    if (argc > 1 && !strcmp(argv[1], "operands"))
+        return bench_operands(argc - 1, argv + 1);
     status = parse(&options, argc, argv);
     if (status < 0)
         status = EX_OK;

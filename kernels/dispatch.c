@@ -17,7 +17,7 @@ gemm_epilogue_fn gemm_epilogue_ref;
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_gather_fn gemm_amx_gather;
 gemm_begin_fn gemm_amx_begin, gemm_amx_end;
-gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
+gemm_ukernel_fn gemm_u8s8s32_12x64c4_avx512vnni;
 gemm_ukernel_fn gemm_u8s8s32_6x64c2_avx512;
 gemm_ukernel_fn gemm_u8s8s32_6x16c4_avxvnni;
 gemm_ukernel_fn gemm_u8s8s32_6x16c2_avx2;
@@ -40,7 +40,7 @@ static const struct gemm_kernel kernels[] = {
 #if GEMM_X86
     ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, 16, gemm_epilogue_avx512, .gather = gemm_amx_gather,
         .b_group_bytes = AMX_GROUP_BYTES, .begin = gemm_amx_begin, .end = gemm_amx_end),
-    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 6, 64, 4, 16, gemm_epilogue_avx512),
+    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 12, 64, 4, 16, gemm_epilogue_avx512),
     ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, 16, gemm_epilogue_avx2),
     ROW(4, CPU_LEVEL_AVX512, avx512, 6, 64, 2, 64, gemm_epilogue_avx512),
     ROW(2, CPU_LEVEL_AVX2, avx2, 6, 16, 2, 16, gemm_epilogue_avx2),

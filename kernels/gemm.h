@@ -91,7 +91,7 @@ typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
 /* One row of the dispatch table: kernel, tile and packed layout are chosen together, so that a
  * layout can never disagree with its kernel. */
 struct gemm_kernel {
-    const char *name; /* "gemm_u8s8s32_6x64c4_avx512vnni" */
+    const char *name; /* "gemm_u8s8s32_12x64c4_avx512vnni" */
     enum cpu_level level;
     uint16_t id;            /* stable number, reported in completions and stored in packed files */
     uint16_t mr, nr, kr;    /* kr: consecutive k bytes of one column that lie together in a panel */

@@ -2,9 +2,9 @@
  * u8 x s8 -> s32, tile 32 x 64, AMX-INT8: up to 16 x 16 sums of 64 products by one tdpbusd, which
  * is exact (it adds four u8*s8 products to an s32, as vpdpbusd does).
  *
- * The panel is that of gemm_u8s8s32_6x64c4_avx512vnni.c: a B tile (16 columns, 64 k) is 16 rows of
- * 64 bytes in it, 256 bytes apart.  So up to SMALL_M rows, and a k below a tile's, are left to that
- * kernel, on the same panel.
+ * The panel is that of gemm_u8s8s32_12x64c4_avx512vnni.c: a B tile (16 columns, 64 k) is 16 rows
+ * of 64 bytes in it, 256 bytes apart.  So up to SMALL_M rows, and a k below a tile's, are left to
+ * that kernel, on the same panel.
  *
  *     17-32 rows: 2 x 2 C tiles, then the same for the other 32 columns:  4 tile loads, 4 tdpbusd
  *     3-16 rows:  1 x 4 C tiles, all 64 columns:                          5 tile loads, 4 tdpbusd
@@ -34,8 +34,7 @@ enum {
     MR = 32,
     NR = 64,
     KR = 4,
-    SMALL_M = 2,   /* kernels/README.md has both sides' figures */
-    VECTOR_MR = 6, /* of the vector kernel */
+    SMALL_M = 2, /* kernels/README.md has both sides' figures */
     TILE_ROWS = 16,
     LANES = 16, /* columns of a tile */
     BLOCK_K = 64,
@@ -52,7 +51,7 @@ enum {
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_gather_fn gemm_amx_gather;
 gemm_begin_fn gemm_amx_begin, gemm_amx_end;
-gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
+gemm_ukernel_fn gemm_u8s8s32_12x64c4_avx512vnni;
 
 /* The operand of ldtilecfg, palette 1 (Intel SDM vol. 1, 18.2). */
 struct tile_config {
@@ -388,14 +387,6 @@ static int for_vectors(size_t m, size_t k)
     return m <= SMALL_M || k < BLOCK_K;
 }
 
-static void run_vectors(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
-                        const int8_t *panel, int32_t *acc)
-{
-    for (size_t i = 0; i < m; i += VECTOR_MR)
-        gemm_u8s8s32_6x64c4_avx512vnni(m - i < VECTOR_MR ? m - i : VECTOR_MR, n, k, a + i, a_flip,
-                                       panel, acc + i * NR);
-}
-
 void gemm_amx_gather(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                      const int8_t *panel, uint8_t *copy, size_t copy_stride, int32_t *acc)
 {
@@ -407,7 +398,7 @@ void gemm_amx_gather(size_t m, size_t n, size_t k, const uint8_t *const *a, uint
     }
     for (size_t block = 0; block * BLOCK_K < k; block++)
         gather_block(&gather, block);
-    run_vectors(m, n, k, a, a_flip, panel, acc);
+    gemm_u8s8s32_12x64c4_avx512vnni(m, n, k, a, a_flip, panel, acc);
 }
 
 void gemm_u8s8s32_32x64c4_amx(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
@@ -416,7 +407,7 @@ void gemm_u8s8s32_32x64c4_amx(size_t m, size_t n, size_t k, const uint8_t *const
     _Alignas(64) uint8_t copy[MR][COPY_STRIDE];
 
     if (for_vectors(m, k))
-        run_vectors(m, n, k, a, a_flip, panel, acc);
+        gemm_u8s8s32_12x64c4_avx512vnni(m, n, k, a, a_flip, panel, acc);
     else if (!a_flip && k % KR == 0 && constant_stride(m, a))
         run_in_place(m, n, k, a, panel, acc);
     else

@@ -2,7 +2,7 @@
  * u8 x s8 -> s32, tile 6 x 16, AVX-VNNI (vpdpbusd on ymm, VEX-encoded): the E-cores and client
  * parts without AVX-512.
  *
- * The same shape as gemm_u8s8s32_6x64c4_avx512vnni.c at half the register width; vpdpbusd is exact
+ * The same shape as gemm_u8s8s32_12x64c4_avx512vnni.c at half the register width; vpdpbusd is exact
  * here, too (its saturating sibling is vpdpbusds).
  *
  *     registers: 12 accumulators (6 rows x 2 ymm), 2 for B, 1 for A, of 16

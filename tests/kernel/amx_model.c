@@ -121,7 +121,7 @@ static void few_rows(size_t m, size_t n, size_t k, const uint8_t *const *a, uint
 #define gemm_amx_end                   amx_model_end
 #define gemm_amx_gather                amx_model_gather
 #define gemm_u8s8s32_32x64c4_amx       amx_model_ukernel
-#define gemm_u8s8s32_6x64c4_avx512vnni few_rows
+#define gemm_u8s8s32_12x64c4_avx512vnni few_rows
 #include "kernels/x86/gemm_u8s8s32_32x64c4_amx.c"
 
 const struct gemm_kernel *amx_model(void)

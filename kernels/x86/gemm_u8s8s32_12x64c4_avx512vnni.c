@@ -1,5 +1,5 @@
 /*
- * u8 x s8 -> s32, tile 6 x 64, AVX-512 VNNI.
+ * u8 x s8 -> s32, tile 6 x 64 (or 12 x 32, 12 x 16 in the last panel), AVX-512 VNNI.
  *
  * vpdpbusd adds four u8*s8 products to each s32 lane, exactly: the sum of four is at most 4*255*128
  * in magnitude and is not saturated on the way.  B is loaded as packed (one zmm: 16 columns x 4 k),
@@ -8,8 +8,8 @@
  *     registers: 24 accumulators (6 rows x 4 zmm), 4 for B, 1 for A, of 32
  *     per 4 k:   24 vpdpbusd on two ports = 12 cycles, 10 loads
  *
- * 24 accumulators cover the latency of 5 cycles x 2 ports more than twice.  With two or three rows
- * the free accumulators take further k steps (6 / m of them, summed at the end).  A single row is
+ * 24 accumulators cover the latency of 5 cycles x 2 ports more than twice.  With two or three rows,
+ * or a narrow last panel, the free ones take further k steps, summed at the end.  A single row is
  * bound by the read of the panel: 8 chains suffice, and one vpdpbusd per line, without prefetches,
  * reads L2 13 % faster than 24 chains do (kernels/README.md).
  *
@@ -23,13 +23,15 @@
 #include <immintrin.h>
 
 enum {
-    MR = 6,
+    MR = 12,     /* of a last panel of one or two zmm a row */
+    MR_WIDE = 6, /* of others */
+    SUMS = 24,
     NR = 64,
     NV = 4, /* zmm per row of a whole panel; of the last panel nv */
     KR = 4,
     LANES = 16,
     UNROLL_MAX = 4,
-    COPY_BYTES = 1024,     /* k bytes of each row copied at a time: 6 KiB of stack, in L1 */
+    COPY_BYTES = 1024,     /* k bytes of each row copied at a time: 12 KiB of stack, in L1 */
     PREFETCH_BYTES = 1024, /* four steps of a whole panel ahead, some 50 cycles */
 };
 
@@ -41,14 +43,16 @@ enum {
 #define UNROLL _Pragma("GCC unroll 24")
 #endif
 
-gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512vnni;
+gemm_ukernel_fn gemm_u8s8s32_12x64c4_avx512vnni;
 
-INLINE __m512i broadcast4(const uint8_t *p)
+/* Four bytes of a row; at_end: the last 1 to 3 of them, then zeros, where shift is 8 bits for each
+ * byte missing. */
+INLINE __m512i four_of(const uint8_t *p, int at_end, uint32_t shift)
 {
-    int32_t four;
+    uint32_t four;
 
     __builtin_memcpy(&four, p, sizeof(four));
-    return _mm512_set1_epi32(four);
+    return _mm512_set1_epi32((int32_t)(at_end ? four >> shift : four));
 }
 
 /* One row of one k step. */
@@ -65,15 +69,6 @@ INLINE void row(size_t nv, __m512i four, const __m512i *b, __m512i *sum)
         sum[3] = _mm512_dpbusd_epi32(sum[3], four, b[3]);
 }
 
-/* The last 1 to 3 bytes of a row of at least 4, then zeros; shift: 8 bits for each byte missing. */
-INLINE __m512i broadcast_end(const uint8_t *end, uint32_t shift)
-{
-    uint32_t four;
-
-    __builtin_memcpy(&four, end - KR, sizeof(four));
-    return _mm512_set1_epi32((int32_t)(four >> shift));
-}
-
 INLINE void load_step(size_t nv, const int8_t *panel, __m512i *b)
 {
     b[0] = _mm512_load_si512(panel);
@@ -85,24 +80,33 @@ INLINE void load_step(size_t nv, const int8_t *panel, __m512i *b)
         b[3] = _mm512_load_si512(panel + 3 * 64);
 }
 
-/* One k step: 4 bytes of each of m rows, at byte t, into accumulator set `sum`. */
+/* Up to six rows of one k step: 4 bytes of each, at byte t; with a shift, the ends of the rows. */
+INLINE void rows(size_t m, size_t nv, const uint8_t *const *a, size_t t, int at_end, uint32_t shift,
+                 const __m512i *b, __m512i *sum)
+{
+    row(nv, four_of(a[0] + t, at_end, shift), b, sum);
+    if (m > 1)
+        row(nv, four_of(a[1] + t, at_end, shift), b, sum + nv);
+    if (m > 2)
+        row(nv, four_of(a[2] + t, at_end, shift), b, sum + 2 * nv);
+    if (m > 3)
+        row(nv, four_of(a[3] + t, at_end, shift), b, sum + 3 * nv);
+    if (m > 4)
+        row(nv, four_of(a[4] + t, at_end, shift), b, sum + 4 * nv);
+    if (m > 5)
+        row(nv, four_of(a[5] + t, at_end, shift), b, sum + 5 * nv);
+}
+
+/* One k step, into accumulator set `sum`. */
 INLINE void step(size_t m, size_t nv, const uint8_t *const *a, size_t t, const int8_t *panel,
                  __m512i *sum)
 {
     __m512i b[NV];
 
     load_step(nv, panel, b);
-    row(nv, broadcast4(a[0] + t), b, sum);
-    if (m > 1)
-        row(nv, broadcast4(a[1] + t), b, sum + nv);
-    if (m > 2)
-        row(nv, broadcast4(a[2] + t), b, sum + 2 * nv);
-    if (m > 3)
-        row(nv, broadcast4(a[3] + t), b, sum + 3 * nv);
-    if (m > 4)
-        row(nv, broadcast4(a[4] + t), b, sum + 4 * nv);
-    if (m > 5)
-        row(nv, broadcast4(a[5] + t), b, sum + 5 * nv);
+    rows(m, nv, a, t, 0, 0, b, sum);
+    if (m > MR_WIDE)
+        rows(m - MR_WIDE, nv, a + MR_WIDE, t, 0, 0, b, sum + MR_WIDE * nv);
 }
 
 /* The step of the rows' ends, at byte k of each. */
@@ -113,17 +117,9 @@ INLINE void last_step(size_t m, size_t nv, const uint8_t *const *a, size_t k, co
     __m512i b[NV];
 
     load_step(nv, panel, b);
-    row(nv, broadcast_end(a[0] + k, shift), b, sum);
-    if (m > 1)
-        row(nv, broadcast_end(a[1] + k, shift), b, sum + nv);
-    if (m > 2)
-        row(nv, broadcast_end(a[2] + k, shift), b, sum + 2 * nv);
-    if (m > 3)
-        row(nv, broadcast_end(a[3] + k, shift), b, sum + 3 * nv);
-    if (m > 4)
-        row(nv, broadcast_end(a[4] + k, shift), b, sum + 4 * nv);
-    if (m > 5)
-        row(nv, broadcast_end(a[5] + k, shift), b, sum + 5 * nv);
+    rows(m, nv, a, k - KR, 1, shift, b, sum);
+    if (m > MR_WIDE)
+        rows(m - MR_WIDE, nv, a + MR_WIDE, k - KR, 1, shift, b, sum + MR_WIDE * nv);
 }
 
 /* The panel is longer than L1 for k above 700: without this the multiplies wait for L2 now and then
@@ -139,7 +135,7 @@ INLINE void prefetch(const int8_t *panel, size_t bytes)
 /* k steps that accumulate apart: as many as there are registers for. */
 INLINE size_t steps_unrolled(size_t m, size_t nv)
 {
-    size_t fitting = MR * NV / (m * nv);
+    size_t fitting = SUMS / (m * nv);
 
     if (m == 1 && nv == NV)
         return 2;
@@ -152,7 +148,7 @@ INLINE void tile(size_t m, size_t nv, size_t k, const uint8_t *const *a, const i
 {
     const size_t steps = k / KR;
     const size_t unroll = steps_unrolled(m, nv), step_bytes = nv * 64;
-    __m512i sum[MR * NV];
+    __m512i sum[SUMS];
     size_t t = 0;
 
     UNROLL
@@ -209,12 +205,15 @@ TILES(2)
 TILES(3)
 TILES(4)
 
+TILE(12, 1)
+TILE(12, 2)
+
 #define NAMES(nv)                                                                                  \
     {                                                                                              \
         tile_1_##nv, tile_2_##nv, tile_3_##nv, tile_4_##nv, tile_5_##nv, tile_6_##nv               \
     }
 
-static tile_fn *const tiles[NV][MR] = {NAMES(1), NAMES(2), NAMES(3), NAMES(4)};
+static tile_fn *const tiles[NV][MR_WIDE] = {NAMES(1), NAMES(2), NAMES(3), NAMES(4)};
 
 /* to[0 .. bytes) = from ^ flip, and anything up to the next multiple of 64: those bytes only meet
  * the zeros with which a panel is padded. */
@@ -231,25 +230,38 @@ static void copy_row(uint8_t *to, const uint8_t *from, size_t bytes, __m512i fli
     }
 }
 
-void gemm_u8s8s32_6x64c4_avx512vnni(size_t m, size_t n, size_t k, const uint8_t *const *a,
-                                    uint8_t a_flip, const int8_t *panel, int32_t *acc)
+static void run_copied(tile_fn *tile_of_m, size_t m, size_t n, size_t k, const uint8_t *const *a,
+                       uint8_t a_flip, const int8_t *panel, int32_t *acc)
 {
     _Alignas(64) uint8_t copy[MR][COPY_BYTES];
-    tile_fn *const tile_of_m = tiles[n / LANES - 1][m - 1];
     const __m512i flip = _mm512_set1_epi8((char)a_flip);
-    const uint8_t *rows[MR];
+    const uint8_t *copied[MR];
 
-    if (!a_flip && k >= KR) {
-        tile_of_m(k, a, panel, acc, 0);
-        return;
-    }
     for (size_t t = 0; t < k; t += COPY_BYTES) {
         size_t bytes = k - t < COPY_BYTES ? k - t : COPY_BYTES;
 
         for (size_t i = 0; i < m; i++) {
             copy_row(copy[i], a[i] + t, bytes, flip);
-            rows[i] = copy[i];
+            copied[i] = copy[i];
         }
-        tile_of_m((bytes + KR - 1) / KR * KR, rows, panel + t * n, acc, t > 0);
+        tile_of_m((bytes + KR - 1) / KR * KR, copied, panel + t * n, acc, t > 0);
+    }
+}
+
+/* Any m: the amx kernel leaves more rows than MR to this one. */
+void gemm_u8s8s32_12x64c4_avx512vnni(size_t m, size_t n, size_t k, const uint8_t *const *a,
+                                     uint8_t a_flip, const int8_t *panel, int32_t *acc)
+{
+    const size_t nv = n / LANES;
+
+    for (size_t i = 0, count; i < m; i += count) {
+        tile_fn *tile_of_m;
+
+        count = m - i >= MR && nv <= 2 ? MR : m - i < MR_WIDE ? m - i : MR_WIDE;
+        tile_of_m = count < MR ? tiles[nv - 1][count - 1] : nv == 1 ? tile_12_1 : tile_12_2;
+        if (!a_flip && k >= KR)
+            tile_of_m(k, a + i, panel, acc + i * NR, 0);
+        else
+            run_copied(tile_of_m, count, n, k, a + i, a_flip, panel, acc + i * NR);
     }
 }

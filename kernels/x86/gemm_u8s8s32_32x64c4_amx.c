@@ -41,7 +41,7 @@ enum {
     BLOCK_BYTES = BLOCK_K * NR, /* panel bytes of BLOCK_K k, of a whole panel */
     B_TILE = LANES * KR,        /* from one B tile of a block to the next */
     C_STRIDE = NR * 4,
-    COPY_K = 1024,             /* k of each row copied at a time: 34 KiB of stack */
+    COPY_K = 512,              /* k of each row copied at a time: 18 KiB of stack, in L1 */
     COPY_STRIDE = COPY_K + 64, /* not a power of two: rows in different sets of L1 */
     AHEAD = 2, /* blocks copied before they are multiplied: a tile load waits for stores */
 };
@@ -301,8 +301,8 @@ static void copy_last_b(int8_t *to, size_t n, const int8_t *from, size_t bytes)
     memcpy(to, from, bytes);
 }
 
-/* `to`: a panel's last k modulo BLOCK_K at the end of a block of zeros.  Each column's bytes move up
- * by `shift` bits: where KR does not divide k, the block's end divides the panel's groups. */
+/* `to`: a panel's last k modulo BLOCK_K at the end of a block of zeros.  Each column's bytes move
+ * up by `shift` bits: where KR does not divide k, the block's end divides the panel's groups. */
 static void move_last_b(int8_t *to, size_t n, const int8_t *from, size_t k)
 {
     const size_t begin = BLOCK_K - k % BLOCK_K, shift = begin % KR * 8;

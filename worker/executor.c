@@ -120,6 +120,7 @@ static void complete(struct executor *executor, struct job *job, uint64_t now_ns
     if (job->start_ns)
         count_run(executor, job, queue_ns, exec_ns);
     gemmd_counter_add(&job->layer->jobs, 1);
+    gemmd_counter_add(&job->layer->deadline_misses, cqe.status == GEMMD_STATUS_DEADLINE);
     if (executor->config.trace)
         trace_job(executor->config.trace, ring->trace_id, cqe.user_data, job->seen_ns,
                   job->start_ns ? job->start_ns : now_ns, now_ns, job->scheduled.rows, cqe.status);

@@ -419,7 +419,7 @@ struct gemmd_layer_info {
     uint64_t exec_ns;            /* compute, of all threads */
     uint64_t panels, panel_rows; /* as in struct gemmd_stats, of this layer */
     uint64_t queue_p50_ns, queue_p99_ns, exec_p50_ns, exec_p99_ns;
-    uint64_t hits; /* openings, by name or contents, that found it there */
+    uint64_t deadline_misses, hits; /* hits: openings, by name or contents, that found it */
 };
 
 struct gemmd_session_info {

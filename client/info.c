@@ -101,6 +101,7 @@ int gemmd_get_layer_info(struct gemmd *session, uint32_t index, struct gemmd_lay
         .exec_p50_ns = reply.latency.exec_p50_ns,
         .exec_p99_ns = reply.latency.exec_p99_ns,
         .hits = reply.hits,
+        .deadline_misses = reply.deadline_misses,
     };
     COPY_TEXT(out->name, reply.name);
     COPY_TEXT(out->kernel, reply.kernel);

@@ -309,6 +309,7 @@ struct gemmd_msg_layers_reply {
     uint64_t panel_rows;              /* 288 */
     struct gemmd_abi_latency latency; /* 296 */
     uint64_t hits;                    /* 328: openings that found it there, since the start */
+    uint64_t deadline_misses;         /* 336 */
 };
 
 enum gemmd_layer_flags {
@@ -394,7 +395,7 @@ static_assert(sizeof(struct gemmd_msg_takeover_reply) == 40, "wire size");
 static_assert(sizeof(struct gemmd_msg_takeover_commit) == 24, "wire size");
 static_assert(sizeof(struct gemmd_msg_info_reply) == 560, "wire size");
 static_assert(sizeof(struct gemmd_msg_list) == 24, "wire size");
-static_assert(sizeof(struct gemmd_msg_layers_reply) == 336, "wire size");
+static_assert(sizeof(struct gemmd_msg_layers_reply) == 344, "wire size");
 static_assert(sizeof(struct gemmd_msg_sessions_reply) == 160, "wire size");
 static_assert(sizeof(struct gemmd_msg_stats_reply) == 24, "wire size");
 static_assert(sizeof(struct gemmd_msg_info_reply) <= GEMMD_MESSAGE_BYTES_MAX, "fits a packet");

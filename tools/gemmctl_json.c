@@ -61,7 +61,7 @@ static json_t *layer_json(const struct gemmd_layer_info *layer)
              layer->content_id[1]);
     return json_pack(
         "{s:s, s:s, s:I, s:I, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:s,"
-        " s:I, s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+        " s:I, s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
         "name", layer->name, "content_id", content_id, "n", INT(layer->n), "k", INT(layer->k),
         "a_type", gemmctl_type_name(layer->a_type), "b_type", gemmctl_type_name(layer->b_type),
         "c_type", gemmctl_type_name(layer->c_type),
@@ -73,7 +73,7 @@ static json_t *layer_json(const struct gemmd_layer_info *layer)
         INT(layer->exec_ns), "panels", INT(layer->panels), "panel_rows", INT(layer->panel_rows),
         "queue_p50_ns", INT(layer->queue_p50_ns), "queue_p99_ns", INT(layer->queue_p99_ns),
         "exec_p50_ns", INT(layer->exec_p50_ns), "exec_p99_ns", INT(layer->exec_p99_ns), "hits",
-        INT(layer->hits));
+        INT(layer->hits), "deadline_misses", INT(layer->deadline_misses));
 }
 
 static json_t *session_json(const struct gemmd_session_info *session)

@@ -115,9 +115,9 @@ void gemmctl_text_layers(const struct gemmd_layer_info *layers, size_t count)
         printf("no layers\n");
         return;
     }
-    printf("%-16s %-16s %7s %6s %-15s %10s %9s %4s %6s %4s %6s %-6s %12s %12s  %s\n", "ID", "NAME",
-           "N", "K", "TYPES", "WEIGHTS", "PAGE", "NODE", "UID", "REFS", "HITS", "STATE", "JOBS",
-           "ROWS", "KERNEL");
+    printf("%-16s %-16s %7s %6s %-15s %10s %9s %4s %6s %4s %6s %-6s %12s %12s %6s  %s\n", "ID",
+           "NAME", "N", "K", "TYPES", "WEIGHTS", "PAGE", "NODE", "UID", "REFS", "HITS", "STATE",
+           "JOBS", "ROWS", "LATE", "KERNEL");
     for (size_t i = 0; i < count; i++) {
         const struct gemmd_layer_info *layer = &layers[i];
         bool adds = layer->residual_type != GEMMD_TYPE_NONE;
@@ -127,12 +127,13 @@ void gemmctl_text_layers(const struct gemmd_layer_info *layers, size_t count)
                  layer->b_type == GEMMD_TYPE_S4 ? "s4" : "", gemmctl_type_name(layer->c_type),
                  adds ? "+" : "", adds ? gemmctl_type_name(layer->residual_type) : "");
         printf("%016" PRIx64 " %-16s %7" PRIu32 " %6" PRIu32 " %-15s %10s %9s %4" PRId32
-               " %6" PRIu32 " %4" PRIu32 " %6" PRIu64 " %-6s %12" PRIu64 " %12" PRIu64 "  %s\n",
+               " %6" PRIu32 " %4" PRIu32 " %6" PRIu64 " %-6s %12" PRIu64 " %12" PRIu64 " %6" PRIu64
+               "  %s\n",
                layer->content_id[0], *layer->name ? layer->name : "-", layer->n, layer->k, types,
                bytes_text(layer->weight_bytes).text, bytes_text(layer->page_bytes).text,
                layer->node, layer->uid, layer->references, layer->hits,
                layer->unloaded ? "going" : layer->pinned ? "pinned" : "-", layer->jobs, layer->rows,
-               layer->kernel);
+               layer->deadline_misses, layer->kernel);
     }
 }
 

@@ -2,6 +2,7 @@
  * gemmd-bench: speed of the kernels beside a peer and beside what the machine gives.
  */
 #include "tools/bench.h"
+#include "tools/bench_latency.h"
 #include "tools/bench_operands.h"
 #include "tools/bench_path.h"
 #include "tools/bench_sharing.h"
@@ -18,6 +19,7 @@ static const char usage_text[] =
     "usage: gemmd-bench kernels [option ...]\n"
     "       gemmd-bench sharing [option ...]   (gemmd-bench sharing --help)\n"
     "       gemmd-bench path [option ...]      (gemmd-bench path --help)\n"
+    "       gemmd-bench latency [option ...]   (gemmd-bench latency --help)\n"
     "       gemmd-bench operands [option ...]  (gemmd-bench operands --help)\n"
     "Measures the GEMM kernels beside oneDNN, beside the peak of the machine's multiplication and\n"
     "beside its read bandwidths, all in one run.\n"
@@ -224,7 +226,7 @@ static int parse(struct bench_options *options, int argc, char **argv)
             return status;
     }
     if (argc - optind != 1 || strcmp(argv[optind], "kernels"))
-        return complain("what to measure: kernels, sharing, path or operands",
+        return complain("what to measure: kernels, sharing, path, latency or operands",
                         argc > optind ? argv[optind] : "");
     status = complete(options, group);
     if (status || !list)
@@ -286,6 +288,8 @@ int main(int argc, char **argv)
         return bench_sharing(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "path"))
         return bench_path(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "latency"))
+        return bench_latency(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "operands"))
         return bench_operands(argc - 1, argv + 1);
     status = parse(&options, argc, argv);

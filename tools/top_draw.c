@@ -93,6 +93,7 @@ static void fill_layer(struct top_row *row, const struct gemmd_layer_info *befor
         .queue_p50_ns = now->queue_p50_ns,
         .queue_p99_ns = now->queue_p99_ns,
         .exec_p99_ns = now->exec_p99_ns,
+        .missed = now->deadline_misses,
         .references = now->references,
         .rows_per_panel =
             panels > 0 ? top_rate(before->panel_rows, now->panel_rows, seconds) / panels : 0,

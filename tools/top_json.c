@@ -7,19 +7,19 @@
 
 static json_t *row_json(const struct top_view *view, const struct top_row *row)
 {
-    json_t *out = json_pack("{s:f, s:f, s:f, s:I, s:I, s:I}", "jobs_per_s", row->jobs_per_s,
+    json_t *out = json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:I}", "jobs_per_s", row->jobs_per_s,
                             "rows_per_s", row->rows_per_s, "cpu_share", row->exec_share,
                             "queue_p50_ns", (json_int_t)row->queue_p50_ns, "queue_p99_ns",
                             (json_int_t)row->queue_p99_ns, "exec_p99_ns",
-                            (json_int_t)row->exec_p99_ns);
+                            (json_int_t)row->exec_p99_ns, "deadline_misses",
+                            (json_int_t)row->missed);
     json_t *more =
         view->layers
             ? json_pack("{s:s, s:I, s:f}", "layer", row->name, "references",
                         (json_int_t)row->references, "rows_per_panel", row->rows_per_panel)
-            : json_pack("{s:I, s:I, s:I, s:I, s:I}", "session_id", (json_int_t)row->id, "pid",
+            : json_pack("{s:I, s:I, s:I, s:I}", "session_id", (json_int_t)row->id, "pid",
                         (json_int_t)row->pid, "in_flight", (json_int_t)row->in_flight,
-                        "deadline_misses", (json_int_t)row->missed, "cancelled",
-                        (json_int_t)row->cancelled);
+                        "cancelled", (json_int_t)row->cancelled);
 
     if (out && more)
         json_object_update(out, more);

@@ -80,14 +80,13 @@ static void report_violation(void *owner, struct session_ring *ring, enum gemmd_
         abort(); /* our own eventfd */
 }
 
-/* Between chunks of a slice: has something come? */
-static bool has_news(void *owner)
+/* In the middle of a slice: takes what has come.  True: an order or a doorbell. */
+static bool look_around(void *owner)
 {
-    const struct dispatcher *dispatcher = owner;
+    struct dispatcher *dispatcher = owner;
 
     for (uint32_t i = 0; i < dispatcher->list.hot_count; i++)
-        if (executor_can_take(&dispatcher->list.hot[i]->ring))
-            return true;
+        executor_take(&dispatcher->executor, &dispatcher->list.hot[i]->ring);
     return event_loop_pending(dispatcher->loop);
 }
 
@@ -289,7 +288,7 @@ static int open_parts(struct dispatcher *dispatcher)
                                        .trace = config->trace,
                                        .alone = config->alone,
                                        .verify_every = config->verify_every,
-                                       .stop = has_news,
+                                       .look = look_around,
                                        .wake = wake_client,
                                        .violate = report_violation,
                                        .owner = dispatcher};

@@ -120,6 +120,7 @@ static void complete(struct executor *executor, struct job *job, uint64_t now_ns
     if (job->start_ns)
         count_run(executor, job, queue_ns, exec_ns);
     gemmd_counter_add(&job->layer->jobs, 1);
+    gemmd_counter_add(&job->layer->deadline_misses, cqe.status == GEMMD_STATUS_DEADLINE);
     if (executor->config.trace)
         trace_job(executor->config.trace, ring->trace_id, cqe.user_data, job->seen_ns,
                   job->start_ns ? job->start_ns : now_ns, now_ns, job->scheduled.rows, cqe.status);
@@ -274,12 +275,6 @@ static int64_t room(struct session_ring *ring)
     return space > ring->scheduled.in_flight ? space - ring->scheduled.in_flight : 0;
 }
 
-bool executor_can_take(const struct session_ring *ring)
-{
-    return gemmd_sq_ready(&ring->sq) && !is_violated(ring) &&
-           ring->cq.index - ring->cq_head_seen + ring->scheduled.in_flight <= ring->cq.mask;
-}
-
 bool executor_take(struct executor *executor, struct session_ring *ring)
 {
     struct gemmd_sqe sqe;
@@ -287,7 +282,7 @@ bool executor_take(struct executor *executor, struct session_ring *ring)
     int64_t space;
     uint32_t taken = 0;
 
-    if (is_violated(ring) || !gemmd_sq_ready(&ring->sq))
+    if (executor->cancelling || is_violated(ring) || !gemmd_sq_ready(&ring->sq))
         return false;
     space = room(ring);
     if (space < 0) {
@@ -297,13 +292,18 @@ bool executor_take(struct executor *executor, struct session_ring *ring)
     ring->stalled = space == 0 && !session_ring_is_busy(ring);
     while (taken < SESSION_BATCH && taken < space && gemmd_sq_take(&ring->sq, &sqe)) {
         taken++;
+        if (sqe.op == GEMMD_OP_CANCEL && executor->between) {
+            executor->cancelling = ring;
+            executor->cancel = sqe;
+            break;
+        }
         admit(executor, ring, &sqe, &now_ns);
         if (sqe.op == GEMMD_OP_CANCEL)
             break; /* it costs a search: one in a turn */
     }
     if (!taken)
         return false;
-    ring->used = true;
+    ring->used = executor->taken = true;
     executor->seen_ns = taken == 1 ? now_ns : 0;
     wake_touched(executor);
     return true;
@@ -311,23 +311,55 @@ bool executor_take(struct executor *executor, struct session_ring *ring)
 
 /* ---- turns ----------------------------------------------------------------------------------- */
 
-bool executor_step(struct executor *executor)
+static uint64_t now_or_seen(struct executor *executor)
 {
-    struct scheduler_scan *scan;
-    uint64_t now_ns;
+    uint64_t now_ns = executor->seen_ns ? executor->seen_ns : clock_now_ns();
 
-    if (!executor->scheduler.linked)
-        return false;
-    now_ns = executor->seen_ns ? executor->seen_ns : clock_now_ns();
     executor->seen_ns = 0;
-    executor->scheduler.narrow = executor_expects_latency(executor, now_ns);
-    scan = scheduler_next(&executor->scheduler, now_ns);
+    return now_ns;
+}
+
+/* Returns the time at its end. */
+static uint64_t run_and_complete(struct executor *executor, struct scheduler_scan *scan,
+                                 uint64_t now_ns)
+{
     if (scan)
         now_ns = slice_run(executor, scan, now_ns);
     complete_done(executor, now_ns);
     wake_touched(executor);
     if (scan)
         slice_count(executor);
+    return now_ns;
+}
+
+uint64_t executor_run_between(struct executor *executor)
+{
+    uint64_t start_ns = now_or_seen(executor), now_ns = start_ns;
+    struct scheduler_scan *scan;
+
+    do {
+        scan = scheduler_next_short(&executor->scheduler, now_ns);
+        now_ns = run_and_complete(executor, scan, now_ns);
+    } while (scan);
+    return now_ns - start_ns;
+}
+
+bool executor_step(struct executor *executor)
+{
+    struct session_ring *cancelling;
+    uint64_t now_ns;
+
+    if (!executor->scheduler.linked)
+        return false;
+    now_ns = now_or_seen(executor);
+    run_and_complete(executor, scheduler_next(&executor->scheduler, now_ns), now_ns);
+    cancelling = executor->cancelling;
+    if (cancelling) {
+        executor->cancelling = NULL;
+        now_ns = 0;
+        admit(executor, cancelling, &executor->cancel, &now_ns);
+        wake_touched(executor);
+    }
     return true;
 }
 

@@ -16,12 +16,12 @@
 
 /* How long a thread works without a look at what else has come.  Each chunk costs the kernels some
  * 0.2 us (tile configuration, a cold start of the streams), so it is long where nobody waits for
- * its end: one session alone; several; one that sent a latency job within EXECUTOR_LATENCY_NS. */
-#define EXECUTOR_CHUNK_ALONE_NS   UINT64_C(48000)
-#define EXECUTOR_CHUNK_NS         UINT64_C(8000)
-#define EXECUTOR_CHUNK_LATENCY_NS UINT64_C(3000)
-#define EXECUTOR_CHUNK_MIN_NS     UINT64_C(2000)
-#define EXECUTOR_LATENCY_NS       UINT64_C(100000000)
+ * its end: one session alone, or several. */
+#define EXECUTOR_CHUNK_ALONE_NS UINT64_C(48000)
+#define EXECUTOR_CHUNK_NS       UINT64_C(8000)
+#define EXECUTOR_CHUNK_MIN_NS   UINT64_C(2000)
+/* So long after a latency job the dispatcher looks also in the middle of its chunks (pausing.h). */
+#define EXECUTOR_LATENCY_NS UINT64_C(100000000)
 /* A slice on the team: so many chunks for each thread, that none waits long for the last one. */
 #define EXECUTOR_TEAM_CHUNKS 4
 /* A slice of less is not cut for the team: handing it over would cost a tenth of it. */
@@ -31,16 +31,21 @@
 #define EXECUTOR_WAKE_NS UINT64_C(60000)
 #define EXECUTOR_ROW_NS  UINT64_C(20000)
 
-/* The slice in hand: a grid of chunks, columns of panels by blocks of rows, rows innermost so that
+/* A slice in hand: a grid of chunks, columns of panels by blocks of rows, rows innermost so that
  * a panel serves all of them from the cache. */
 struct executor_slice {
+    struct executor *executor;
     const struct scheduler_scan *scan;
+    const struct scan_rows *on_board; /* its rows */
     struct layer *layer;
     uint32_t panels;      /* from scan->position on, without wrapping */
     uint32_t panel_step;  /* of a chunk */
     uint32_t row_step, row_blocks;
     uint32_t chunk_count;
+    uint32_t waiting; /* jobs, when it began */
+    bool ending;      /* at the next chunk: something waits for that */
     /* How it went, for the counters. */
+    uint64_t between_ns; /* spent on others meanwhile */
     uint32_t panels_run, rows;
     uint64_t compute_ns, caller_ns;
     bool teamed, shared;
@@ -53,7 +58,9 @@ struct executor_config {
     struct trace *trace;       /* NULL: none */
     bool alone;                /* no coalescing */
     uint32_t verify_every;     /* one job in so many; 0: none */
-    bool (*stop)(void *owner); /* has something come that could go first? */
+    /* In the middle of a slice: calls executor_take for sessions that submitted.  True: something
+     * else has come, for which the slice is to end. */
+    bool (*look)(void *owner);
     void (*wake)(void *owner, struct session_ring *ring); /* completions were written */
     void (*violate)(void *owner, struct session_ring *ring, enum gemmd_status status);
     void *owner;
@@ -62,7 +69,14 @@ struct executor_config {
 struct executor {
     struct executor_config config;
     struct scheduler scheduler;
-    struct executor_slice slice;
+    /* Of a short scan that runs between two chunks of a long one's slice: the second. */
+    struct executor_slice slices[2];
+    bool between; /* two chunks of a slice */
+    bool taken;   /* a submission, since somebody cleared this */
+    /* A cancel taken between two chunks may be meant for a job on board: it waits for their slice's
+     * end, and all other submissions with it. */
+    struct session_ring *cancelling; /* NULL: there is none */
+    struct gemmd_sqe cancel;
     uint64_t seen_ns;    /* the clock as just read for a job that is to run now; 0: too long ago */
     bool has_company;    /* the owner's to say: more than one session is hot */
     uint64_t latency_ns; /* when the last latency job was seen */
@@ -97,12 +111,13 @@ static inline bool executor_expects_latency(const struct executor *executor, uin
     return executor->latency_ns && now_ns - executor->latency_ns < EXECUTOR_LATENCY_NS;
 }
 
+/* Between two chunks of a slice: short scans that go before the rest of it.  Returns the ns that
+ * took. */
+uint64_t executor_run_between(struct executor *executor);
+
 /* slice.c: runs what the scheduler chose.  Returns the time at its end. */
 uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns);
 /* Counts it: after the completions, for which clients wait. */
 void slice_count(struct executor *executor);
-
-/* Is there a submission that executor_take would take? */
-bool executor_can_take(const struct session_ring *ring);
 
 #endif

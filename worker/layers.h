@@ -31,7 +31,7 @@ struct layer {
     struct gemmd_job_shape shape;
     struct scheduler_layer scheduled; /* the dispatcher's */
     /* written by the dispatcher, read by the control thread (gemmd_counter_*) */
-    uint64_t jobs, rows, exec_ns, panels, panel_rows;
+    uint64_t jobs, rows, exec_ns, panels, panel_rows, deadline_misses;
     struct histogram queue_histogram, exec_histogram;
     /* control thread */
     struct gemmd_layer_desc_abi desc;

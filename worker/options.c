@@ -245,6 +245,7 @@ static int set_sandbox(struct options *out, const char *text)
 /* Who may connect, and how much one of them may take.  0, an exit code, or -1: not one of these. */
 static int apply_policy(struct options *out, int id, const char *text)
 {
+    struct peers_fault why;
     uint64_t value;
 
     switch (id) {
@@ -266,10 +267,10 @@ static int apply_policy(struct options *out, int id, const char *text)
         out->uid_sessions = (uint32_t)value;
         return 0;
     case OPTION_UID_WEIGHT:
-        if (peers_add_weights(&out->peers, text, SCHEDULER_WEIGHT_MAX))
+        if (peers_add_weights(&out->peers, text, SCHEDULER_WEIGHT_MAX, &why))
             return 0;
-        return complain(EX_USAGE, "--uid-weight %s: give up to %d users with 1 to %d each, like "
-                        "1000:4,alice:2", text, PEERS_MAX, SCHEDULER_WEIGHT_MAX);
+        return complain(EX_USAGE, "--uid-weight: %s; give up to %d users with 1 to %d each, like "
+                        "1000:4,alice:2", why.text, PEERS_MAX, SCHEDULER_WEIGHT_MAX);
     case OPTION_ARENA_BYTES:
     case OPTION_UID_ARENA_BYTES:
         if (parse_bytes(text, id == OPTION_ARENA_BYTES ? &out->arena_bytes : &out->uid_arena_bytes))

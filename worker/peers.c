@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <grp.h>
 #include <pwd.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -89,27 +90,44 @@ bool peers_add_groups(struct peers *peers, const char *list)
     return add_list(list, find_group, peers->gids, &peers->gid_count);
 }
 
-bool peers_add_weights(struct peers *peers, const char *list, uint32_t max)
+static bool refuse(struct peers_fault *why, const char *what, const char *item)
+{
+    snprintf(why->text, sizeof(why->text), "%s: %s", item, what);
+    return false;
+}
+
+/* "name:4", which it cuts. */
+static bool add_weight(struct peers *peers, char *item, uint32_t max, struct peers_fault *why)
+{
+    uint32_t i = peers->weight_count, weight;
+    char *colon = strchr(item, ':');
+
+    if (!colon)
+        return refuse(why, "no weight", item);
+    if (!parse_id(colon + 1, &weight) || weight == 0 || weight > max)
+        return refuse(why, "not a weight", item);
+    *colon = '\0';
+    if (!find_user(item, &peers->weight_uids[i]))
+        return refuse(why, "no such user", item);
+    peers->weights[i] = weight;
+    peers->weight_count++;
+    return true;
+}
+
+bool peers_add_weights(struct peers *peers, const char *list, uint32_t max, struct peers_fault *why)
 {
     char item[72];
 
     for (; *list; list += *list == ',') {
         size_t length = strcspn(list, ",");
-        uint32_t i = peers->weight_count;
-        char *colon;
 
-        if (length >= sizeof(item) || i == PEERS_MAX)
+        if (peers->weight_count == PEERS_MAX)
+            return refuse(why, "too many users", list);
+        snprintf(item, sizeof(item), "%.*s", length < sizeof(item) ? (int)length : 71, list);
+        if (length >= sizeof(item))
+            return refuse(why, "too long", item);
+        if (!add_weight(peers, item, max, why))
             return false;
-        memcpy(item, list, length);
-        item[length] = '\0';
-        colon = strchr(item, ':');
-        if (!colon || !parse_id(colon + 1, &peers->weights[i]))
-            return false;
-        *colon = '\0';
-        if (peers->weights[i] == 0 || peers->weights[i] > max ||
-            !find_user(item, &peers->weight_uids[i]))
-            return false;
-        peers->weight_count++;
         list += length;
     }
     return true;

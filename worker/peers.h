@@ -24,8 +24,12 @@ struct peers {
 bool peers_add_users(struct peers *peers, const char *list);
 bool peers_add_groups(struct peers *peers, const char *list);
 /* Adds weights of a list "name:4,1000:2,…", each 1 to `max`.  Only the operator gives them: a
- * client that could would take the most. */
-bool peers_add_weights(struct peers *peers, const char *list, uint32_t max);
+ * client that could would take the most.  false: *why says what is wrong with which item. */
+struct peers_fault {
+    char text[128];
+};
+bool peers_add_weights(struct peers *peers, const char *list, uint32_t max,
+                       struct peers_fault *why);
 uint32_t peers_weight(const struct peers *peers, uid_t uid);
 /* Adds the group `gemmd` when the system has it. */
 void peers_add_default_group(struct peers *peers);

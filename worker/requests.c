@@ -173,6 +173,7 @@ static enum gemmd_status handle_layers(struct control *control, struct session *
     reply->panel_rows = gemmd_counter_read(&layer->panel_rows);
     reply->latency = latency_of(&layer->queue_histogram, &layer->exec_histogram);
     reply->hits = layer->hits;
+    reply->deadline_misses = gemmd_counter_read(&layer->deadline_misses);
     return GEMMD_STATUS_OK;
 }
 

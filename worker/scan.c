@@ -23,9 +23,6 @@
 #define REFUSALS_MAX 64
 /* Lessons between two reckonings of the row limits. */
 #define LESSONS 32
-/* A narrow scan has so much fewer seats: a slice can end at whole panels only, and a latency job
- * waits for that. */
-#define NARROW 8
 /* The most that a slice can cost of what it was expected to. */
 #define DEAR 2
 /* rows_free: as many rows as cost up to 5/4 of one tile. */
@@ -235,13 +232,11 @@ static bool is_short(const struct scheduler_scan *scan)
 }
 
 /* Seats left: for a queue that may fill the scan, or for one that may take what is free. */
-static uint32_t seats(const struct scheduler_scan *scan, bool may_fill, bool narrow)
+static uint32_t seats(const struct scheduler_scan *scan, bool may_fill)
 {
     const struct scheduler_layer *layer = scan->layer;
     uint32_t limit = is_short(scan) ? layer->rows_short : layer->rows_cap;
 
-    if (narrow && !is_short(scan) && limit > layer->tile_rows)
-        limit = limit / NARROW > layer->tile_rows ? limit / NARROW : layer->tile_rows;
     if (!may_fill && limit > layer->rows_free && SCHEDULER_MUTANT != 3) /* no credit, all seats */
         limit = layer->rows_free;
     return limit > scan->rows ? limit - scan->rows : 0;
@@ -287,8 +282,7 @@ static bool visit(struct scheduler *scheduler, struct scheduler_scan *scan,
         scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
         return true;
     }
-    rows = seats(scan, queue->account->credit_ns > 0 && queue->class <= scan->leader->class,
-                 scheduler->narrow);
+    rows = seats(scan, queue->account->credit_ns > 0 && queue->class <= scan->leader->class);
     if (rows == 0)
         return false;
     if (part < scan->layer->tile_rows)
@@ -341,7 +335,7 @@ static void board_turn(struct scheduler *scheduler, struct scheduler_scan *scan,
     if (!link)
         return;
     job = LIST_ENTRY(link, struct scheduler_job, in_queue);
-    rows = seats(scan, true, scheduler->narrow);
+    rows = seats(scan, true);
     if (job->flow->layer != scan->layer || rows == 0 || scheduler_has_expired(job, now_ns))
         return;
     if (queue->class < scan->leader->class)

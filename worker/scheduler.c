@@ -2,8 +2,6 @@
 #include "worker/scheduler.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <stdlib.h>
 
 /* Tests build schedulers with a fault each and show that the simulation finds it; never defined
  * otherwise. */
@@ -321,25 +319,43 @@ static struct scheduler_scan *trailing(struct scheduler *scheduler,
     return scan_start(scheduler, layer, trail_speaker(layer, class), false);
 }
 
+/* The queue's oldest job that has not expired; NULL: there is none, and the queue is linked no more
+ * unless it leads a scan. */
+static struct scheduler_job *oldest_alive(struct scheduler *scheduler,
+                                          const struct scheduler_queue *queue, uint64_t now_ns)
+{
+    struct scheduler_job *job = oldest(queue);
+
+    while (job && scheduler_has_expired(job, now_ns)) {
+        scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
+        job = oldest(queue);
+    }
+    return job;
+}
+
+static bool runs_whole(const struct scheduler_job *job)
+{
+    const struct scheduler_layer *layer = job->flow->layer;
+
+    return !layer->scan && job->rows - job->rows_boarded <= layer->rows_short;
+}
+
 /* The scan that is to run in the queue's turn; NULL: its jobs have all expired. */
 static struct scheduler_scan *choose(struct scheduler *scheduler, struct scheduler_queue *queue,
                                      uint64_t now_ns)
 {
-    struct scheduler_job *job = oldest(queue);
-    struct scheduler_scan *scan = NULL, *other;
+    struct scheduler_job *job = NULL;
+    struct scheduler_scan *scan, *other;
 
     if (queue->leads) {
         scan = scan_led_by(scheduler, queue);
     } else {
-        while (job && scheduler_has_expired(job, now_ns)) {
-            scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
-            job = oldest(queue);
-        }
+        job = oldest_alive(scheduler, queue, now_ns);
         if (!job)
             return NULL;
-        scan = job->flow->layer->scan;
-        if (!scan && job->rows - job->rows_boarded <= job->flow->layer->rows_short)
+        if (runs_whole(job))
             return scan_start(scheduler, job->flow->layer, queue, true);
+        scan = job->flow->layer->scan;
         if (!scan)
             scan = scan_in_the_way(scheduler, queue->class);
     }
@@ -352,6 +368,42 @@ static struct scheduler_scan *choose(struct scheduler *scheduler, struct schedul
     return scan ? scan : scan_start(scheduler, job->flow->layer, queue, false);
 }
 
+/* Whose turn it is; NULL: nobody with work has credit. */
+static struct scheduler_queue *first_ready(struct scheduler *scheduler)
+{
+    for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++) {
+        struct list *link = list_first(&scheduler->ready[class]);
+
+        if (link)
+            return LIST_ENTRY(link, struct scheduler_queue, link);
+    }
+    return NULL;
+}
+
+struct scheduler_scan *scheduler_next_short(struct scheduler *scheduler, uint64_t now_ns)
+{
+    struct scheduler_queue *queue;
+
+#if SCHEDULER_MUTANT == 6 /* rounds begin in the middle of a slice */
+    if (scheduler->linked && !first_ready(scheduler))
+        new_round(scheduler);
+#endif
+    while ((queue = first_ready(scheduler)) && !queue->leads) {
+        struct scheduler_job *job = oldest_alive(scheduler, queue, now_ns);
+        struct scheduler_scan *scan;
+
+        if (!job)
+            continue;
+        if (!runs_whole(job) && SCHEDULER_MUTANT != 7) /* long ones run in between, too */
+            break;
+        move(scheduler, queue);
+        scan = scan_start(scheduler, job->flow->layer, queue, true);
+        if (scan_prepare(scheduler, scan, queue, now_ns))
+            return scan;
+    }
+    return NULL;
+}
+
 struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_ns)
 {
     struct scheduler_scan *short_scan = &scheduler->scans[SCHEDULER_LONG_SCANS];
@@ -360,107 +412,17 @@ struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_
     if (short_scan->layer && scan_prepare(scheduler, short_scan, short_scan->leader, now_ns))
         return short_scan;
     while (scheduler->linked) {
-        struct scheduler_queue *queue;
+        struct scheduler_queue *queue = first_ready(scheduler);
         struct scheduler_scan *scan;
-        int class = 0;
 
-        while (class < SCHEDULER_CLASS_COUNT && list_is_empty(&scheduler->ready[class]))
-            class++;
-        if (class == SCHEDULER_CLASS_COUNT) {
+        if (!queue) {
             new_round(scheduler);
             continue;
         }
-        queue = LIST_ENTRY(list_first(&scheduler->ready[class]), struct scheduler_queue, link);
         move(scheduler, queue);
         scan = choose(scheduler, queue, now_ns);
         if (scan && scan_prepare(scheduler, scan, queue, now_ns))
             return scan;
     }
     return NULL;
-}
-
-/* ---- set-up ---------------------------------------------------------------------------------- */
-
-int scheduler_init(struct scheduler *scheduler, const struct scheduler_config *config)
-{
-    scheduler->config = *config;
-    scheduler->round = 0;
-    scheduler->waiting = scheduler->linked = 0;
-    scheduler->narrow = false;
-    list_init(&scheduler->done);
-    for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++) {
-        list_init(&scheduler->ready[class]);
-        list_init(&scheduler->spent[class]);
-    }
-    for (uint32_t i = 0; i < SCHEDULER_SCANS; i++) {
-        scheduler->scans[i].layer = NULL;
-        scheduler->scans[i].index = i;
-    }
-    scheduler->users = calloc(config->sessions_max, sizeof(*scheduler->users));
-    return scheduler->users ? 0 : -ENOMEM;
-}
-
-void scheduler_fini(struct scheduler *scheduler)
-{
-    free(scheduler->users);
-    scheduler->users = NULL;
-}
-
-static struct scheduler_user *find_user(struct scheduler *scheduler, uint32_t uid)
-{
-    struct scheduler_user *unused = NULL;
-
-    for (uint32_t i = 0; i < scheduler->config.sessions_max; i++) {
-        struct scheduler_user *user = &scheduler->users[i];
-
-        if (user->sessions && user->uid == uid)
-            return user;
-        if (!user->sessions && !unused)
-            unused = user;
-    }
-    assert(unused); /* there are no more users than sessions */
-    unused->uid = uid;
-    unused->admitted = 0;
-    list_init(&unused->held);
-    return unused;
-}
-
-void scheduler_add_session(struct scheduler *scheduler, struct scheduler_session *session,
-                           uint32_t uid, uint32_t weight, uint32_t quota)
-{
-    int64_t quantum_ns = SCHEDULER_QUANTUM_NS * weight;
-
-    assert(weight >= 1 && weight <= SCHEDULER_WEIGHT_MAX);
-    *session = (struct scheduler_session){.user = find_user(scheduler, uid), .quota = quota};
-    session->user->sessions++;
-    list_init(&session->held);
-    session->accounts[0].quantum_ns = quantum_ns;
-    session->accounts[1].quantum_ns = quantum_ns / SCHEDULER_BACKGROUND_SHARE;
-    for (int i = 0; i < 2; i++) {
-        session->accounts[i].credit_ns = session->accounts[i].quantum_ns;
-        session->accounts[i].round = scheduler->round;
-    }
-    for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++) {
-        struct scheduler_queue *queue = &session->queues[class];
-
-        queue->class = (enum scheduler_class)class;
-        queue->session = session;
-        queue->account = &session->accounts[class == SCHEDULER_BACKGROUND];
-        list_init(&queue->jobs);
-    }
-}
-
-void scheduler_remove_session(struct scheduler *scheduler, struct scheduler_session *session)
-{
-    (void)scheduler;
-    assert(session->in_flight == 0);
-    session->user->sessions--;
-    session->user = NULL;
-}
-
-void scheduler_init_flow(struct scheduler_flow *flow, struct scheduler_session *session,
-                         struct scheduler_layer *layer)
-{
-    *flow = (struct scheduler_flow){.session = session, .layer = layer};
-    list_init(&flow->jobs);
 }

@@ -16,8 +16,8 @@
  * another, and a client gains nothing by calling everything latency.
  *
  * Short jobs (all their rows through all panels within SCHEDULER_SLICE_NS) run whole, on their own
- * scan, between the slices of long scans.  Of long scans at most one per class is under way, and
- * one that trails another, so state is small and each ends soon.
+ * scan, between the slices of long scans or in the middle of one.  Of long scans at most one per
+ * class is under way, and one that trails another, so state is small and each ends soon.
  */
 #ifndef GEMMD_WORKER_SCHEDULER_H
 #define GEMMD_WORKER_SCHEDULER_H
@@ -163,7 +163,6 @@ struct scheduler {
     uint64_t round;
     uint32_t waiting; /* jobs */
     uint32_t linked;  /* queues */
-    bool narrow;      /* the caller's to say: long scans take few rows, so that a panel is short */
     struct scheduler_scan scans[SCHEDULER_SCANS];
     struct scheduler_user *users; /* sessions_max */
 };
@@ -193,6 +192,10 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job);
 
 /* The scan to run now, or NULL.  Jobs past their deadline go to the done list. */
 struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_ns);
+/* In the middle of a slice of a long scan: the short one that would go first if the slice ended, or
+ * NULL.  It runs whole (scheduler_ran), and nothing of long scans is touched.  No round begins, so
+ * what goes before the slice is at most the credit of all, and a scan of each. */
+struct scheduler_scan *scheduler_next_short(struct scheduler *scheduler, uint64_t now_ns);
 /* `ns` of compute went into rows on board before any panel was run: charged, not learned from. */
 void scheduler_prepared(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns);
 /* `panels` of scan->panels_now were run in `ns` of compute (all threads together). */

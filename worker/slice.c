@@ -1,44 +1,125 @@
 /*
  * One slice of a scan: a grid of chunks, columns of panels by blocks of rows, that the team's
  * threads claim one by one.  Between its chunks the dispatcher looks whether something has come;
- * then the slice ends, at the latest a chunk later, with the panels that are whole.
+ * while latency jobs are expected, also in the middle of each.  A short scan that goes first runs
+ * there and then, whole, on the dispatcher alone, and the slice goes on.  For all else it ends, at
+ * the latest a chunk later, with the panels that are whole.
+ *
+ * What runs in between touches nothing of the slice: it is short scans of other layers, never
+ * orders of the control thread, cancels, or a new round of the scheduler, so each session has but
+ * the rest of its credit to go before the slice.
  */
 #include "worker/executor.h"
 
 #include "worker/clock.h"
+#include "worker/pausing.h"
 
 /* Float rows are read and quantised at 8 to 20 bytes a ns, from memory and from L2. */
 #define PREPARE_BYTES_PER_NS 10
 
-/* One chunk; on any thread. */
-static void run_chunk(void *argument, uint32_t chunk)
+/* ---- chunks ---------------------------------------------------------------------------------- */
+
+/* What has come?  True: submissions. */
+static bool look(void *argument)
 {
-    const struct executor *executor = argument;
-    const struct executor_slice *slice = &executor->slice;
-    const struct layer_view *view = &slice->layer->view;
-    const struct scan_rows *rows = &executor->rows[slice->scan->index];
-    uint32_t first_panel = chunk / slice->row_blocks * slice->panel_step;
-    uint32_t first_row = chunk % slice->row_blocks * slice->row_step;
-    uint32_t last_panel = first_panel + slice->panel_step, last_row = first_row + slice->row_step;
-    struct gemm_epilogue own;
-    const struct gemm_epilogue *epilogue = scan_rows_epilogue(rows, view, first_row, &own);
+    struct executor_slice *slice = argument;
+    struct executor *executor = slice->executor;
+
+    executor->taken = false;
+    executor->between = true;
+    if (executor->config.look(executor->config.owner))
+        slice->ending = true;
+    executor->between = false;
+    return executor->taken;
+}
+
+/* The short ones among them; others end the slice. */
+static void serve(void *argument)
+{
+    struct executor_slice *slice = argument;
+    struct executor *executor = slice->executor;
+
+    executor->between = true;
+    slice->between_ns += executor_run_between(executor);
+    executor->between = false;
+    if (executor->cancelling || executor->scheduler.waiting > slice->waiting)
+        slice->ending = true;
+}
+
+struct chunk {
+    uint32_t first_row, rows;
     size_t n_begin, n_end;
+};
+
+static struct chunk chunk_of(const struct executor_slice *slice, uint32_t number)
+{
+    const struct layer_view *view = &slice->layer->view;
+    uint32_t first_panel = number / slice->row_blocks * slice->panel_step;
+    uint32_t last_panel = first_panel + slice->panel_step;
+    struct chunk chunk = {.first_row = number % slice->row_blocks * slice->row_step,
+                          .rows = slice->row_step};
 
     if (last_panel > slice->panels)
         last_panel = slice->panels;
-    if (last_row > slice->scan->rows)
-        last_row = slice->scan->rows;
-    n_begin = (size_t)(slice->scan->position + first_panel) * view->nr;
-    n_end = (size_t)(slice->scan->position + last_panel) * view->nr;
-    if (n_end > view->n)
-        n_end = view->n;
-    if (view->s8.panels)
-        gemm_run(&view->s8, epilogue, last_row - first_row, rows->a + first_row,
-                 rows->c + first_row, n_begin, n_end);
-    else
-        int4_run(&view->s4, epilogue, last_row - first_row, rows->a + first_row,
-                 rows->c + first_row, n_begin, n_end);
+    if (chunk.rows > slice->scan->rows - chunk.first_row)
+        chunk.rows = slice->scan->rows - chunk.first_row;
+    chunk.n_begin = (size_t)(slice->scan->position + first_panel) * view->nr;
+    chunk.n_end = (size_t)(slice->scan->position + last_panel) * view->nr;
+    if (chunk.n_end > view->n)
+        chunk.n_end = view->n;
+    return chunk;
 }
+
+/* On any thread. */
+static void run_chunk(void *argument, uint32_t number)
+{
+    const struct executor_slice *slice = argument;
+    const struct layer_view *view = &slice->layer->view;
+    const struct scan_rows *rows = slice->on_board;
+    struct chunk chunk = chunk_of(slice, number);
+    uint32_t row = chunk.first_row;
+    struct gemm_epilogue own;
+    const struct gemm_epilogue *epilogue = scan_rows_epilogue(rows, view, row, &own);
+
+    if (view->s8.panels)
+        gemm_run(&view->s8, epilogue, chunk.rows, rows->a + row, rows->c + row, chunk.n_begin,
+                 chunk.n_end);
+    else
+        int4_run(&view->s4, epilogue, chunk.rows, rows->a + row, rows->c + row, chunk.n_begin,
+                 chunk.n_end);
+}
+
+/* On the dispatcher; s8 weights. */
+static void run_chunk_pausing(void *argument, uint32_t number)
+{
+    struct executor_slice *slice = argument;
+    const struct pausing pausing = {.look = look, .serve = serve, .owner = slice};
+    const struct layer_view *view = &slice->layer->view;
+    const struct scan_rows *rows = slice->on_board;
+    struct chunk chunk = chunk_of(slice, number);
+    uint32_t row = chunk.first_row;
+    struct gemm_epilogue own;
+
+    pausing_run(&pausing, &view->s8, scan_rows_epilogue(rows, view, row, &own), chunk.rows,
+                rows->a + row, rows->c + row, chunk.n_begin, chunk.n_end);
+}
+
+static bool stop_slice(void *argument)
+{
+    struct executor_slice *slice = argument;
+
+    if (look(slice))
+        serve(slice);
+    return slice->ending;
+}
+
+static bool never_stop(void *argument)
+{
+    (void)argument;
+    return false;
+}
+
+/* ---- cutting --------------------------------------------------------------------------------- */
 
 static uint32_t divide_up(uint64_t value, uint64_t by)
 {
@@ -46,13 +127,11 @@ static uint32_t divide_up(uint64_t value, uint64_t by)
 }
 
 /* How long a chunk should take. */
-static uint64_t chunk_ns(const struct executor *executor, uint64_t estimate_ns, uint64_t now_ns)
+static uint64_t chunk_ns(const struct executor *executor, uint64_t estimate_ns)
 {
     uint64_t ns = executor->has_company ? EXECUTOR_CHUNK_NS : EXECUTOR_CHUNK_ALONE_NS;
     uint64_t threads = team_size(executor->config.team);
 
-    if (executor_expects_latency(executor, now_ns))
-        ns = EXECUTOR_CHUNK_LATENCY_NS;
     if (threads > 1 && estimate_ns >= EXECUTOR_TEAM_NS &&
         ns > estimate_ns / (threads * EXECUTOR_TEAM_CHUNKS))
         ns = estimate_ns / (threads * EXECUTOR_TEAM_CHUNKS);
@@ -60,19 +139,21 @@ static uint64_t chunk_ns(const struct executor *executor, uint64_t estimate_ns, 
 }
 
 /* Several panels a chunk while rows are few, else blocks of rows of one panel. */
-static void cut(struct executor *executor, const struct scheduler_scan *scan, uint64_t now_ns,
-                uint64_t *estimate_ns)
+static void cut(struct executor *executor, struct executor_slice *slice,
+                const struct scheduler_scan *scan, uint64_t *estimate_ns)
 {
-    struct executor_slice *slice = &executor->slice;
     uint32_t tile = scan->layer->tile_rows, tiles = divide_up(scan->rows, tile), blocks = 1;
     uint32_t to_the_end = scan->layer->panels - scan->position;
     uint64_t panel_ns = scheduler_estimate_ns(scan->layer, scan->rows, 1) + 1, wanted_ns;
 
-    slice->scan = scan;
+    *slice = (struct executor_slice){.executor = executor,
+                                     .scan = scan,
+                                     .on_board = &executor->rows[scan->index],
+                                     .waiting = executor->scheduler.waiting};
     slice->layer = LIST_ENTRY(scan->layer, struct layer, scheduled);
     slice->panels = scan->panels_now < to_the_end ? scan->panels_now : to_the_end;
     *estimate_ns = panel_ns * slice->panels;
-    wanted_ns = chunk_ns(executor, *estimate_ns, now_ns);
+    wanted_ns = chunk_ns(executor, *estimate_ns);
     slice->panel_step = panel_ns < wanted_ns ? (uint32_t)(wanted_ns / panel_ns) : 1;
     if (panel_ns > 2 * wanted_ns)
         blocks = divide_up(panel_ns, wanted_ns);
@@ -83,28 +164,15 @@ static void cut(struct executor *executor, const struct scheduler_scan *scan, ui
     slice->chunk_count = divide_up(slice->panels, slice->panel_step) * slice->row_blocks;
 }
 
-static bool never_stop(void *argument)
-{
-    (void)argument;
-    return false;
-}
-
-static bool stop_slice(void *argument)
-{
-    const struct executor *executor = argument;
-
-    return executor->config.stop(executor->config.owner);
-}
-
 /* A stop in the middle of a panel: its other rows follow, and are paid for, too.  Returns the
  * panels that are whole. */
-static uint32_t finish_panel(struct executor *executor, struct team_result *result)
+static uint32_t finish_panel(const struct team_work *work, struct team_result *result)
 {
-    const struct executor_slice *slice = &executor->slice;
+    const struct executor_slice *slice = work->argument;
     uint32_t chunks = result->chunks, panels;
 
     while (chunks % slice->row_blocks)
-        run_chunk(executor, chunks++);
+        (work->run_own ? work->run_own : work->run)(work->argument, chunks++);
     if (chunks != result->chunks) {
         uint64_t end_ns = clock_now_ns();
 
@@ -140,7 +208,7 @@ static uint64_t prepare(struct executor *executor, struct scheduler_scan *scan, 
     work.chunk_count = scan_rows_gather(rows, scan, start_ns, &bytes);
     if (work.chunk_count == 0)
         return start_ns;
-    work.share = bytes / PREPARE_BYTES_PER_NS >= EXECUTOR_TEAM_NS;
+    work.share = !executor->between && bytes / PREPARE_BYTES_PER_NS >= EXECUTOR_TEAM_NS;
     work.wake = bytes / PREPARE_BYTES_PER_NS >= EXECUTOR_WAKE_NS;
     team_run(executor->config.team, &work, &result);
     /* A thread that lost its CPU meanwhile is nobody's debt, as in scheduler_ran. */
@@ -152,9 +220,39 @@ static uint64_t prepare(struct executor *executor, struct scheduler_scan *scan, 
     return result.end_ns;
 }
 
+/* Worth the team, and worth waking it. */
+static void share(struct executor *executor, struct team_work *work, uint64_t estimate_ns)
+{
+    if (executor->between)
+        return; /* the team is at the slice */
+    work->share = estimate_ns >= EXECUTOR_TEAM_NS;
+    if (work->start_ns - executor->ended_ns > EXECUTOR_ROW_NS || !work->share)
+        executor->row_ns = 0;
+    executor->row_ns += estimate_ns;
+    work->wake = work->share && executor->row_ns >= EXECUTOR_WAKE_NS;
+}
+
+static void finish(struct executor_slice *slice, uint32_t panels, uint64_t start_ns,
+                   const struct team_result *result)
+{
+    const struct scheduler_scan *scan = slice->scan;
+    struct executor *executor = slice->executor;
+
+    slice->panels_run = panels;
+    slice->rows = scan->rows;
+    slice->compute_ns = result->compute_ns - slice->between_ns;
+    slice->caller_ns = result->end_ns - start_ns - slice->between_ns;
+    slice->teamed = result->shared;
+    slice->shared = scan->member_count > 1 && is_shared(scan);
+    if (executor->config.trace)
+        trace_slice(executor->config.trace, slice->layer, start_ns, result->end_ns, scan->rows,
+                    panels, scan->member_count, result->shared);
+}
+
 uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns)
 {
-    struct team_work work = {.run = run_chunk, .argument = executor};
+    struct executor_slice *slice = &executor->slices[executor->between];
+    struct team_work work = {.run = run_chunk, .argument = slice};
     struct team_result result;
     uint64_t estimate_ns;
     uint32_t panels;
@@ -165,39 +263,31 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
             verify_board(&executor->verify, &executor->rows[scan->index], scan);
     }
     work.start_ns = start_ns;
-    cut(executor, scan, start_ns, &estimate_ns);
-    work.chunk_count = executor->slice.chunk_count;
+    cut(executor, slice, scan, &estimate_ns);
+    work.chunk_count = slice->chunk_count;
     work.stop = scan->index == SCHEDULER_LONG_SCANS ? never_stop : stop_slice;
-    work.share = estimate_ns >= EXECUTOR_TEAM_NS;
-    if (start_ns - executor->ended_ns > EXECUTOR_ROW_NS || !work.share)
-        executor->row_ns = 0;
-    executor->row_ns += estimate_ns;
-    work.wake = work.share && executor->row_ns >= EXECUTOR_WAKE_NS;
+    if (work.stop == stop_slice && slice->layer->view.s8.panels &&
+        executor_expects_latency(executor, start_ns))
+        work.run_own = run_chunk_pausing;
+    share(executor, &work, estimate_ns);
     team_run(executor->config.team, &work, &result);
     if (result.shared || work.wake)
         executor->row_ns = 0;
-    panels = finish_panel(executor, &result);
-    executor->slice.panels_run = panels;
-    executor->slice.rows = scan->rows;
-    executor->slice.compute_ns = result.compute_ns;
-    executor->slice.caller_ns = result.end_ns - start_ns;
-    executor->slice.teamed = result.shared;
-    executor->slice.shared = scan->member_count > 1 && is_shared(scan);
-    if (executor->config.trace)
-        trace_slice(executor->config.trace, executor->slice.layer, start_ns, result.end_ns,
-                    scan->rows, panels, scan->member_count, result.shared);
+    panels = finish_panel(&work, &result);
+    finish(slice, panels, start_ns, &result);
     if (executor->verify.job) {
         verify_slice(&executor->verify, &executor->rows[scan->index], scan, panels);
         result.end_ns = clock_now_ns();
     }
-    executor->ended_ns = result.end_ns;
-    scheduler_ran(&executor->scheduler, scan, panels, result.compute_ns);
+    if (!executor->between)
+        executor->ended_ns = result.end_ns;
+    scheduler_ran(&executor->scheduler, scan, panels, slice->compute_ns);
     return result.end_ns;
 }
 
 void slice_count(struct executor *executor)
 {
-    const struct executor_slice *slice = &executor->slice;
+    const struct executor_slice *slice = &executor->slices[executor->between];
     struct gemmd_stats_page *stats = executor->config.stats;
     uint64_t panel_rows = (uint64_t)slice->panels_run * slice->rows;
 

@@ -202,6 +202,11 @@ static void open_region(struct team *team, const struct team_work *work)
         wake_parked(team, work->chunk_count - 1);
 }
 
+static void run_own(const struct team_work *work, uint32_t chunk)
+{
+    (work->run_own ? work->run_own : work->run)(work->argument, chunk);
+}
+
 /* The caller's chunks.  Returns the end of the last one. */
 static uint64_t work_along(struct team *team, const struct team_work *work)
 {
@@ -212,7 +217,7 @@ static uint64_t work_along(struct team *team, const struct team_work *work)
 
         if ((uint32_t)ticket >= work->chunk_count)
             return now_ns;
-        work->run(work->argument, (uint32_t)ticket);
+        run_own(work, (uint32_t)ticket);
         now_ns = clock_now_ns();
         atomic_fetch_add_explicit(&team->done, 1, memory_order_relaxed);
         if (work->stop(work->argument))
@@ -226,7 +231,7 @@ static void run_alone(const struct team_work *work, struct team_result *out)
     uint32_t done = 0;
 
     do
-        work->run(work->argument, done++);
+        run_own(work, done++);
     while (done < work->chunk_count && !work->stop(work->argument));
     out->chunks = done;
     out->end_ns = clock_now_ns();

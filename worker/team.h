@@ -27,6 +27,7 @@ typedef bool team_stop_fn(void *argument);
 
 struct team_work {
     team_work_fn *run;
+    team_work_fn *run_own; /* the caller's chunks; NULL: as the others' */
     team_stop_fn *stop; /* asked by the caller between its chunks: leave the rest? */
     void *argument;
     uint32_t chunk_count;

@@ -10,6 +10,12 @@
  */
 #include "worker/scheduler.h"
 
+/* Tests build schedulers with a fault each and show that the simulation finds it; never defined
+ * otherwise. */
+#ifndef SCHEDULER_MUTANT
+#define SCHEDULER_MUTANT 0
+#endif
+
 /* Layers looked ahead: 64 take less than 1 us. */
 #define HOPS_MAX 64
 
@@ -53,7 +59,7 @@ struct scheduler_layer *trail_find(const struct scheduler *scheduler,
     uint32_t last_hop = 0, distance = UINT32_MAX;
     const struct scheduler_queue *queue;
 
-    if (scheduler->config.alone)
+    if (scheduler->config.alone || SCHEDULER_MUTANT == 8) /* nobody goes first */
         return NULL;
     for (uint32_t hop = 1; hop <= HOPS_MAX; hop++) {
         at = at->next;
@@ -63,7 +69,7 @@ struct scheduler_layer *trail_find(const struct scheduler *scheduler,
             continue;
         if (hop - last_hop < distance) {
             distance = hop - last_hop;
-            best = last;
+            best = SCHEDULER_MUTANT == 9 ? at->layer : last; /* the one that is ahead */
         }
         if (at->layer == flow->layer)
             break; /* once round */

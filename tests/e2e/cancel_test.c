@@ -166,6 +166,7 @@ static void test_full_ring(void **state)
 static void test_deadlines(void **state)
 {
     unsigned count[GEMMD_STATUS_VIOLATION_MIN];
+    struct gemmd_layer_info layer;
     struct gemmd_stats stats;
     struct timespec now;
     struct bench bench;
@@ -187,6 +188,8 @@ static void test_deadlines(void **state)
         assert_int_equal(((uint8_t *)bench.c[0])[i], 0x5a); /* not run */
     assert_int_equal(gemmd_get_stats(bench.session, &stats), 0);
     assert_true(stats.deadline_misses >= 10);
+    assert_int_equal(gemmd_get_layer_info(bench.session, 0, &layer), 0);
+    assert_int_equal(layer.deadline_misses, 10);
     close_bench(&bench);
 }
 

@@ -244,8 +244,8 @@ static void check_share(enum hostile kind)
         harness_skip("a sanitized worker's time is spent on other things than jobs");
     for (int attempt = 0; attempt < 3 && share * 2 < SHARE_MIN; attempt++) {
         share = measure_share(kind, run_honest);
-        print_message("%s: the honest client got %.1f %% of the compute\n", names[kind],
-                      share / 10);
+        print_message("%s: the honest client got %.1f %% of the compute, due are 50 %%\n",
+                      names[kind], share / 10);
     }
     assert_true(share * 2 >= SHARE_MIN);
 }
@@ -291,7 +291,8 @@ static void test_weight(void **state)
         harness_skip("a sanitized worker's time is spent on other things than jobs");
     for (int attempt = 0; attempt < 3 && share * 4 < SHARE_MIN * 3; attempt++) {
         share = measure_share(GREEDY, run_favoured);
-        print_message("a client of weight 3 got %.1f %% of the compute\n", share / 10);
+        print_message("a client of weight 3 got %.1f %% of the compute, due are 75 %%\n",
+                      share / 10);
     }
     assert_true(share * 4 >= SHARE_MIN * 3);
 }

@@ -155,7 +155,7 @@ void client_act(struct world *world, struct world_session *session)
         fill(world, session, late, WORLD_ENTRIES);
         break;
     case CLIENT_UNLOADED:
-        if (world_random(world, 3) == 0)
+        if (!world->in_slice && world_random(world, 3) == 0)
             unload(world, session);
         act_mixed(world, session);
         break;

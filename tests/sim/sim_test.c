@@ -32,7 +32,6 @@ static uint64_t run_chaos(uint64_t seed)
     world.noisy = world_random(&world, 2);
     world.checking = true;
     world.scheduler.config.alone = world_random(&world, 8) == 0;
-    world.scheduler.narrow = world_random(&world, 4) == 0;
     sessions = 1 + (uint32_t)world_random(&world, WORLD_SESSIONS);
     for (uint32_t i = 0; i < sessions; i++)
         add_any_session(i);
@@ -114,7 +113,7 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"seed", required_argument, NULL, 's'},
                                             {"count", required_argument, NULL, 'c'},
                                             {NULL, 0, NULL, 0}};
-    uint64_t seed = 0, count = 10000, slices = 0;
+    uint64_t seed = 0, count = 10000, slices = 0, between_ns = 0;
     struct timespec now;
     int option;
 
@@ -137,10 +136,12 @@ int main(int argc, char **argv)
     fflush(stdout);
     for (uint64_t i = 0; i < count; i++) {
         slices += run_chaos(seed + i);
+        between_ns += world.between_ns;
         if (i % 20 == 0)
             slices += run_fair(seed + i);
     }
-    printf("sim: %llu seeds, %llu slices, no rule broken\n", (unsigned long long)count,
-           (unsigned long long)slices);
+    printf("sim: %llu seeds, %llu slices, %llu us between their chunks, no rule broken\n",
+           (unsigned long long)count, (unsigned long long)slices,
+           (unsigned long long)between_ns / 1000);
     return 0;
 }

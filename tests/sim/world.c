@@ -47,12 +47,9 @@ static void check_cells(struct world *world, const struct world_job *job)
         }
 }
 
-/* How long the job may have taken.  A round gives every session its quantum and lets both of its
- * accounts overdraw by one scan's worth; a debt takes debt / quantum rounds. */
-static uint64_t starvation_bound_ns(const struct world *world, const struct world_session *session,
-                                    const struct world_job *job)
+static uint64_t scan_bound_ns(const struct world *world)
 {
-    uint64_t scan_ns = 0, round_ns = 0, rounds;
+    uint64_t scan_ns = 0;
 
     for (uint32_t i = 0; i < world->layers; i++) {
         const struct world_layer *layer = &world->layer[i];
@@ -60,12 +57,30 @@ static uint64_t starvation_bound_ns(const struct world *world, const struct worl
 
         scan_ns = ns > scan_ns ? ns : scan_ns;
     }
+    return scan_ns;
+}
+
+/* A round gives every session its quantum and lets both of its accounts overdraw by one scan's
+ * worth. */
+static uint64_t round_bound_ns(const struct world *world)
+{
+    uint64_t scan_ns = scan_bound_ns(world), round_ns = 0;
+
     for (uint32_t i = 0; i < world->sessions; i++)
         round_ns += (uint64_t)SCHEDULER_QUANTUM_NS * world->session[i].weight + 2 * scan_ns;
+    return round_ns * (world->noisy ? 4 : 1);
+}
+
+/* How long the job may have taken: a debt takes debt / quantum rounds. */
+static uint64_t starvation_bound_ns(const struct world *world, const struct world_session *session,
+                                    const struct world_job *job)
+{
+    uint64_t scan_ns = scan_bound_ns(world), rounds;
+
     rounds = 4 + WORLD_ENTRIES * (1 + scan_ns / ((uint64_t)SCHEDULER_QUANTUM_NS * session->weight));
     if (job->job.class == SCHEDULER_BACKGROUND)
         rounds *= SCHEDULER_BACKGROUND_SHARE;
-    return rounds * round_ns * (world->noisy ? 4 : 1);
+    return rounds * round_bound_ns(world);
 }
 
 static void complete(struct world *world, struct world_session *session, struct world_job *job)
@@ -103,7 +118,7 @@ static void complete(struct world *world, struct world_session *session, struct 
         session->longest_wait_ns = wait_ns;
 }
 
-static void take_done(struct world *world)
+void world_take_done(struct world *world)
 {
     struct scheduler_job *done;
 
@@ -155,7 +170,7 @@ static void cancel(struct world *world, struct world_session *session, uint32_t 
             continue;
         job->cancelled = true;
         scheduler_withdraw(&world->scheduler, &job->job, GEMMD_STATUS_CANCELLED);
-        take_done(world);
+        world_take_done(world);
     }
     session->completed++; /* the cancel's own */
     session->unreaped++;
@@ -186,8 +201,11 @@ static void take_submissions(struct world *world, struct world_session *session)
 {
     while (session->ring_head != session->ring_tail &&
            session->unreaped + session->scheduled.in_flight < WORLD_ENTRIES) {
-        const struct world_sqe *sqe = &session->ring[session->ring_head++ % WORLD_ENTRIES];
+        const struct world_sqe *sqe = &session->ring[session->ring_head % WORLD_ENTRIES];
 
+        if (sqe->is_cancel && world->in_slice)
+            return;
+        session->ring_head++;
         if (sqe->is_cancel) {
             cancel(world, session, sqe->tag);
         } else if (!session->flows[sqe->layer].layer) {
@@ -201,7 +219,8 @@ static void take_submissions(struct world *world, struct world_session *session)
 
 /* ---- one slice ------------------------------------------------------------------------------- */
 
-static void compute(struct world *world, const struct scheduler_scan *scan, uint32_t panels)
+static void compute(struct world *world, const struct scheduler_scan *scan, uint32_t first,
+                    uint32_t panels)
 {
     for (uint32_t i = 0; i < scan->member_count; i++) {
         const struct scheduler_member *member = &scan->members[i];
@@ -211,7 +230,7 @@ static void compute(struct world *world, const struct scheduler_scan *scan, uint
         WORLD_REQUIRE(world, &world->layer[job->layer].scheduled == scan->layer);
         WORLD_REQUIRE(world, member->first_row + member->rows <= job->job.rows);
         for (uint32_t row = member->first_row; row < member->first_row + member->rows; row++)
-            for (uint32_t p = 0; p < panels; p++) {
+            for (uint32_t p = first; p < first + panels; p++) {
                 uint32_t panel = (scan->position + p) % scan->layer->panels;
 
                 job->cells[row][panel]++;
@@ -266,32 +285,105 @@ static void check_scan(struct world *world, const struct scheduler_scan *scan)
     WORLD_REQUIRE(world, rows == scan->rows && rows <= SCHEDULER_ROWS_MAX);
 }
 
+/* Panels [first, first + panels) of the slice.  Returns their ns of compute. */
+static uint64_t run_panels(struct world *world, const struct scheduler_scan *scan, uint32_t first,
+                           uint32_t panels)
+{
+    uint64_t ns = true_cost_ns(world, scan, panels);
+
+    if (world->checking)
+        compute(world, scan, first, panels);
+    note_worth(world, scan, panels);
+    world->panels += panels;
+    world->panel_rows += (uint64_t)panels * scan->rows;
+    world->compute_ns += ns;
+    world->now_ns += ns / world->scheduler.config.threads + 1;
+    return ns;
+}
+
+/* Whole, between two chunks of a slice. */
+static uint64_t run_short(struct world *world, struct scheduler_scan *scan)
+{
+    uint32_t panels = scan->panels_now;
+    uint64_t ns;
+
+    check_scan(world, scan);
+    ns = run_panels(world, scan, 0, panels);
+    scan->changed = false;
+    scheduler_ran(&world->scheduler, scan, panels, ns);
+    return ns;
+}
+
+/* Between two chunks of a slice: clients act, and what is short and goes first runs.  Nothing of
+ * the slice may have changed then.  True: others have come, for whom it ends. */
+static bool run_between(struct world *world, const struct scheduler_scan *scan,
+                        uint64_t *between_ns)
+{
+    static struct scheduler_member members[SCHEDULER_ROWS_MAX];
+    const struct scheduler_layer *layer = scan->layer;
+    const struct scheduler_queue *leader = scan->leader;
+    uint32_t position = scan->position, rows = scan->rows, member_count = scan->member_count;
+    uint64_t round = world->scheduler.round;
+    uint32_t waiting = world->scheduler.waiting;
+    struct scheduler_scan *next;
+
+    memcpy(members, scan->members, member_count * sizeof(*members));
+    world->in_slice = true;
+    for (uint32_t i = 0; i < world->sessions; i++) {
+        struct world_session *session = &world->session[i];
+
+        if (!session->open)
+            continue;
+        if (session->next_ns <= world->now_ns && !world->draining)
+            client_act(world, session);
+        take_submissions(world, session);
+    }
+    while ((next = scheduler_next_short(&world->scheduler, world->now_ns))) {
+        WORLD_REQUIRE(world, next != scan && next->layer != scan->layer);
+        *between_ns += run_short(world, next);
+        world_take_done(world);
+    }
+    world_take_done(world); /* past their deadlines */
+    world->in_slice = false;
+    WORLD_REQUIRE(world, scan->layer == layer && scan->leader == leader);
+    WORLD_REQUIRE(world, scan->position == position && scan->rows == rows);
+    WORLD_REQUIRE(world, scan->member_count == member_count);
+    WORLD_REQUIRE(world, !memcmp(scan->members, members, member_count * sizeof(*members)));
+    /* Nobody gets new credit, so the slice goes on. */
+    WORLD_REQUIRE(world, world->scheduler.round == round);
+    WORLD_REQUIRE(world, *between_ns <= round_bound_ns(world));
+    return world->scheduler.waiting > waiting;
+}
+
 /* False: there was nothing to run. */
 static bool run_slice(struct world *world)
 {
     struct scheduler_scan *scan = scheduler_next(&world->scheduler, world->now_ns);
-    uint32_t panels;
-    uint64_t ns;
+    uint64_t ns = 0, between_ns = 0;
+    uint32_t panels, done = 0;
 
-    take_done(world); /* past their deadlines */
+    world_take_done(world); /* past their deadlines */
     if (!scan)
         return false;
     check_scan(world, scan);
     panels = scan->panels_now;
     if (world->noisy && world_random(world, 3) == 0)
         panels = 1 + (uint32_t)world_random(world, panels);
-    if (world->checking)
-        compute(world, scan, panels);
-    note_worth(world, scan, panels);
-    ns = true_cost_ns(world, scan, panels);
+    while (done < panels) {
+        uint32_t chunk = panels - done;
+
+        if (scan->index < SCHEDULER_LONG_SCANS)
+            chunk = 1 + (uint32_t)world_random(world, chunk);
+        ns += run_panels(world, scan, done, chunk);
+        done += chunk;
+        if (done < panels && run_between(world, scan, &between_ns))
+            break;
+    }
     world->slices++;
-    world->panels += panels;
-    world->panel_rows += (uint64_t)panels * scan->rows;
-    world->compute_ns += ns;
-    world->now_ns += ns / world->scheduler.config.threads + 1;
+    world->between_ns += between_ns;
     scan->changed = false;
-    scheduler_ran(&world->scheduler, scan, panels, ns);
-    take_done(world);
+    scheduler_ran(&world->scheduler, scan, done, ns);
+    world_take_done(world);
     return true;
 }
 
@@ -328,6 +420,7 @@ void world_drain(struct world *world)
 {
     bool busy = true;
 
+    world->draining = true;
     while (busy) {
         busy = run_slice(world) || world->scheduler.linked; /* what ends may admit another */
         for (uint32_t i = 0; i < world->sessions; i++) {
@@ -350,69 +443,4 @@ void world_drain(struct world *world)
     WORLD_REQUIRE(world, world->scheduler.waiting == 0 && world->scheduler.linked == 0);
     for (uint32_t i = 0; i < SCHEDULER_SCANS; i++)
         WORLD_REQUIRE(world, !world->scheduler.scans[i].layer);
-}
-
-/* ---- set-up ---------------------------------------------------------------------------------- */
-
-void world_open(struct world *world, uint64_t seed)
-{
-    struct scheduler_config config = {.sessions_max = WORLD_SESSIONS};
-
-    memset(world, 0, sizeof(*world));
-    world->seed = world->random = seed;
-    world->now_ns = 1 + world_random(world, 1000000);
-    config.threads = 1 + (uint32_t)world_random(world, 4);
-    config.user_quota = 1 + (uint32_t)world_random(world, 60);
-    WORLD_REQUIRE(world, scheduler_init(&world->scheduler, &config) == 0);
-    world->layers = 1 + (uint32_t)world_random(world, WORLD_LAYERS);
-    for (uint32_t i = 0; i < world->layers; i++) {
-        struct world_layer *layer = &world->layer[i];
-
-        layer->tile_ns = UINT64_C(1) << world_random(world, 12);
-        layer->stream_ns = UINT64_C(1) << world_random(world, 14);
-        scheduler_init_layer(&layer->scheduled, 1 + (uint32_t)world_random(world, WORLD_PANELS),
-                             1 + (uint32_t)world_random(world, 8), 1 + world_random(world, 5000));
-    }
-}
-
-void world_add_session(struct world *world, uint32_t index, enum client_kind kind, uint32_t user,
-                       uint32_t weight, uint32_t quota)
-{
-    struct world_session *session = &world->session[index];
-
-    memset(session, 0, sizeof(*session));
-    session->open = true;
-    session->kind = kind;
-    session->user = user;
-    session->weight = weight;
-    session->quota = quota;
-    session->next_ns = world->now_ns;
-    scheduler_add_session(&world->scheduler, &session->scheduled, user, weight, quota);
-    for (uint32_t i = 0; i < world->layers; i++)
-        scheduler_init_flow(&session->flows[i], &session->scheduled, &world->layer[i].scheduled);
-    if (world->sessions <= index)
-        world->sessions = index + 1;
-}
-
-void world_end_session(struct world *world, uint32_t index)
-{
-    struct world_session *session = &world->session[index];
-
-    for (uint32_t i = 0; i < WORLD_ENTRIES; i++)
-        if (session->jobs[i].accepted) {
-            session->jobs[i].cancelled = true;
-            session->unreaped = 0;
-            scheduler_withdraw(&world->scheduler, &session->jobs[i].job, GEMMD_STATUS_CANCELLED);
-            take_done(world);
-        }
-    scheduler_remove_session(&world->scheduler, &session->scheduled);
-    session->open = false;
-}
-
-void world_close(struct world *world)
-{
-    for (uint32_t i = 0; i < world->sessions; i++)
-        if (world->session[i].open)
-            world_end_session(world, i);
-    scheduler_fini(&world->scheduler);
 }

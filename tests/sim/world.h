@@ -77,11 +77,14 @@ struct world {
     struct scheduler scheduler;
     uint32_t sessions, layers;
     bool noisy;    /* slices end early and take odd times */
+    bool in_slice; /* between two of its chunks: no orders, no cancels */
+    bool draining; /* no client acts any more */
     bool checking; /* computes and checks every cell */
     struct world_layer layer[WORLD_LAYERS];
     struct world_session session[WORLD_SESSIONS];
     uint64_t slices, panels, panel_rows;
     uint64_t compute_ns; /* of all threads */
+    uint64_t between_ns; /* of that, between two chunks of a slice */
 };
 
 uint64_t world_random(struct world *world, uint64_t below);
@@ -101,6 +104,8 @@ void world_step(struct world *world);
 /* Nobody submits any more: everything accepted completes. */
 void world_drain(struct world *world);
 void world_close(struct world *world);
+/* Completes, as far as it has ended. */
+void world_take_done(struct world *world);
 
 /* clients.c: what a client does when its time has come. */
 void client_act(struct world *world, struct world_session *session);

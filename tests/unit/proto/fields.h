@@ -235,6 +235,7 @@
     F(gemmd_msg_layers_reply, panel_rows)                                                          \
     F(gemmd_msg_layers_reply, latency)                                                             \
     F(gemmd_msg_layers_reply, hits)                                                                \
+    F(gemmd_msg_layers_reply, deadline_misses)                                                     \
     S(gemmd_msg_sessions_reply)                                                                    \
     F(gemmd_msg_sessions_reply, header)                                                            \
     F(gemmd_msg_sessions_reply, session_id)                                                        \

@@ -25,7 +25,7 @@ struct executor_scene {
     struct layer layer;
     struct executor_client clients[SCENE_CLIENTS];
     uint32_t client_count;
-    bool stop; /* what executor_config.stop says */
+    bool stop; /* what executor_config.look says */
     int8_t weights[SCENE_N_MAX * SCENE_K_MAX];
     int8_t packed[SCENE_N_MAX * SCENE_K_MAX + 4096] __attribute__((aligned(GEMM_ALIGN)));
     int32_t offset[SCENE_N_MAX] __attribute__((aligned(GEMM_ALIGN)));
@@ -120,7 +120,7 @@ static void executor_scene_open(struct executor_scene *scene, uint32_t n, uint32
 {
     struct executor_config config = {.sessions_max = SCENE_CLIENTS,
                                      .stats = &scene->stats,
-                                     .stop = scene_stop,
+                                     .look = scene_stop,
                                      .wake = scene_wake,
                                      .violate = scene_violate,
                                      .owner = scene};

@@ -2,6 +2,7 @@
 #include "tests/unit/worker/unit.h"
 
 #include "tests/unit/worker/executor_scene.h"
+#include "worker/clock.h"
 
 enum { N = 1000, K = 200, ROWS = 40, ARENA = 1 << 20, C_AT = 1 << 16 };
 
@@ -181,6 +182,89 @@ static void test_taken_away(void **state)
     executor_scene_close(&scene);
 }
 
+/* ---- in the middle of a slice ---------------------------------------------------------------- */
+
+static struct layer other; /* layer 1: the same weights, short */
+static uint32_t looks;
+static bool cancels;
+
+/* At the second look of a slice of client 0: a short job of client 1 has come; then perhaps a
+ * cancel of the job on board, and one behind it. */
+static bool submit_meanwhile(void *owner)
+{
+    struct gemmd_sqe sqe = {.op = GEMMD_OP_GEMM, .m = 2, .layer_id = 1, .layer_gen = 1,
+                            .priority = GEMMD_ABI_PRIORITY_LATENCY, .a_stride_bytes = K,
+                            .c_offset = C_AT, .c_stride_bytes = N * 4, .user_data = 50};
+
+    (void)owner;
+    if (++looks == 2)
+        executor_scene_submit(&scene.clients[1], &sqe);
+    if (looks == 2 && cancels) {
+        executor_scene_submit(&scene.clients[0], &(struct gemmd_sqe){
+                                                     .op = GEMMD_OP_CANCEL, .target = 40,
+                                                     .user_data = 41});
+        submit(0, 0, 42);
+    }
+    for (uint32_t i = 2; i-- > 0;)
+        executor_take(&scene.executor, &scene.clients[i].session.ring);
+    return false;
+}
+
+static void run_meanwhile(bool pausing)
+{
+    struct gemmd_cqe cqe;
+
+    open_scene(2);
+    other = scene.layer;
+    scheduler_init_layer(&other.scheduled, scene.layer.scheduled.panels, other.view.mr, 100);
+    session_layer_open(&scene.clients[1].session.ring.layers[1], &other, 1);
+    for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++)
+        scene.layer.scheduled.cost[i] = 1000 * 16;
+    scene.layer.scheduled.rows_short = 0;
+    scene.executor.config.look = submit_meanwhile;
+    scene.executor.has_company = true;
+    if (pausing)
+        scene.executor.latency_ns = clock_now_ns();
+    looks = 0;
+    submit(0, ROWS, 40);
+    executor_take(&scene.executor, &scene.clients[0].session.ring);
+    assert_true(executor_step(&scene.executor));
+    expect(1, 50, GEMMD_STATUS_OK);
+    check_result(1, 2);
+    assert_int_equal(scene.stats.preempted, cancels);
+    assert_false(executor_scene_complete(&scene.clients[1], &cqe));
+}
+
+/* It runs whole, and the slice goes on to its end. */
+static void test_between_chunks(void **state)
+{
+    (void)state;
+    cancels = false;
+    for (int pausing = 0; pausing < 2; pausing++) {
+        run_meanwhile(pausing);
+        expect(0, 40, GEMMD_STATUS_OK);
+        check_result(0, ROWS);
+        assert_int_equal(scene.stats.slices, 2);
+        executor_scene_close(&scene);
+    }
+}
+
+/* A cancel meant for the rows on board waits for their slice, which ends, and what was submitted
+ * behind it waits, too. */
+static void test_cancel_between_chunks(void **state)
+{
+    (void)state;
+    cancels = true;
+    for (int pausing = 0; pausing < 2; pausing++) {
+        run_meanwhile(pausing);
+        expect(0, 40, GEMMD_STATUS_CANCELLED);
+        expect(0, 41, GEMMD_STATUS_OK);
+        executor_take(&scene.executor, &scene.clients[0].session.ring);
+        expect(0, 42, GEMMD_STATUS_OK);
+        executor_scene_close(&scene);
+    }
+}
+
 /* What needs no computing completes at once, and never more than the client has room for. */
 static void test_room(void **state)
 {
@@ -193,7 +277,6 @@ static void test_room(void **state)
     assert_true(executor_take(&scene.executor, ring));
     assert_false(executor_step(&scene.executor));
     submit(0, 0, 99); /* its completion has no room */
-    assert_false(executor_can_take(ring));
     assert_false(executor_take(&scene.executor, ring));
     assert_true(ring->stalled);
     for (uint64_t i = 0; i < SCENE_ENTRIES; i++)
@@ -238,6 +321,8 @@ int main(void)
         cmocka_unit_test(test_interrupted),
         cmocka_unit_test(test_added_to_once),
         cmocka_unit_test(test_taken_away),
+        cmocka_unit_test(test_between_chunks),
+        cmocka_unit_test(test_cancel_between_chunks),
         cmocka_unit_test(test_room),
         cmocka_unit_test(test_wakes),
     };

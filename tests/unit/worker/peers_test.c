@@ -41,6 +41,36 @@ static void test_lists(void **state)
     assert_int_equal(peers.uid_count, PEERS_MAX);
 }
 
+static void test_weights(void **state)
+{
+    static const struct {
+        const char *list, *why;
+    } bad[] = {
+        {"no-such-user-here:2", "no-such-user-here: no such user"},
+        {"0:1,root", "root: no weight"},
+        {"root:0", "root:0: not a weight"},
+        {"root:65", "root:65: not a weight"},
+        {"root:2x", "root:2x: not a weight"},
+        {":2", ": no such user"},
+        {",", ": no weight"},
+    };
+    struct peers peers = {0};
+    struct peers_fault why;
+
+    (void)state;
+    assert_true(peers_add_weights(&peers, "root:64,1000:2,1000:3", 64, &why));
+    assert_int_equal(peers_weight(&peers, 0), 64);
+    assert_int_equal(peers_weight(&peers, 1000), 3);
+    assert_int_equal(peers_weight(&peers, 1001), 1);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        assert_false(peers_add_weights(&peers, bad[i].list, 64, &why));
+        assert_string_equal(why.text, bad[i].why);
+    }
+    peers.weight_count = PEERS_MAX;
+    assert_false(peers_add_weights(&peers, "8:1", 64, &why));
+    assert_string_equal(why.text, "8:1: too many users");
+}
+
 /* ---- connections ----------------------------------------------------------------------------- */
 
 struct identity {
@@ -248,7 +278,7 @@ static int tear_down(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_lists), cmocka_unit_test(test_weights),
         cmocka_unit_test(test_admission),
         cmocka_unit_test(test_socket_mode),
         cmocka_unit_test(test_edges_of_groups),

@@ -1,0 +1,47 @@
+/*
+ * gemmd-bench latency: a latency job at a time beside a client that floods the worker.
+ * Parts: bench_latency.c the command line and the reports, bench_latency_run.c client and flood.
+ */
+#ifndef GEMMD_TOOLS_BENCH_LATENCY_H
+#define GEMMD_TOOLS_BENCH_LATENCY_H
+
+#include <sys/types.h>
+
+#include "client/gemmd.h"
+#include "tools/bench.h"
+
+enum { LATENCY_SHAPES_MAX = 16, FLOOD_M = 4096, FLOOD_N = 2048, FLOOD_K = 4096 };
+
+/* Medians of the rounds. */
+struct latency_result {
+    struct bench_shape shape;
+    double alone_p50_ns, alone_p99_ns, beside_p50_ns, beside_p99_ns;
+    double p50_ratio, p99_ratio;       /* beside / alone, of neighbouring measurements */
+    double flood_gops, flood_alone_gops; /* beside the jobs, and without them */
+};
+
+struct latency_flood; /* shared with its process */
+
+struct latency_bench {
+    const char *socket;
+    unsigned int rounds, client_cpu; /* client_cpu: UINT_MAX: chosen */
+    double seconds, gap_us;          /* of each side in each round; mean pause before a job */
+    struct bench_machine machine;
+    struct gemmd *session;
+    struct gemmd_info info;
+    struct latency_flood *flood;
+    pid_t flood_pid;
+};
+
+/* Connects, pins, and starts the flood's process, which waits.  0 or an exit status, after a
+ * message. */
+int latency_open(struct latency_bench *bench);
+/* 0 or an exit status, after a message. */
+int latency_measure(struct latency_bench *bench, const struct bench_shape *shape,
+                    struct latency_result *out);
+void latency_close(struct latency_bench *bench);
+
+/* argv[0] is "latency".  An exit status. */
+int bench_latency(int argc, char **argv);
+
+#endif

@@ -109,7 +109,7 @@ static void complete(struct executor *executor, struct job *job, uint64_t now_ns
         cqe.status == GEMMD_STATUS_OK)
         cqe.status = GEMMD_STATUS_RESULT;
     if (job->start_ns) {
-        queue_ns = job->start_ns - job->seen_ns;
+        queue_ns = job->start_ns - job->scheduled.seen_ns;
         exec_ns = now_ns - job->start_ns;
         cqe.queue_ns = saturate_u32(queue_ns);
         cqe.exec_ns = saturate_u32(exec_ns);
@@ -122,7 +122,7 @@ static void complete(struct executor *executor, struct job *job, uint64_t now_ns
     gemmd_counter_add(&job->layer->jobs, 1);
     gemmd_counter_add(&job->layer->deadline_misses, cqe.status == GEMMD_STATUS_DEADLINE);
     if (executor->config.trace)
-        trace_job(executor->config.trace, ring->trace_id, cqe.user_data, job->seen_ns,
+        trace_job(executor->config.trace, ring->trace_id, cqe.user_data, job->scheduled.seen_ns,
                   job->start_ns ? job->start_ns : now_ns, now_ns, job->scheduled.rows, cqe.status);
     job->layer = NULL;
     ring->jobs_free[ring->jobs_free_count++] = index;
@@ -218,7 +218,8 @@ static void submit(struct executor *executor, struct session_ring *ring,
         .scheduled = {.flow = &open->flow,
                       .class = classes[sqe->priority],
                       .rows = sqe->m,
-                      .deadline_ns = sqe->deadline_ns},
+                      .deadline_ns = sqe->deadline_ns,
+                      .seen_ns = now_ns},
         .ring = ring,
         .layer = open->layer,
         .a = ring->arena + sqe->a_offset,
@@ -227,8 +228,9 @@ static void submit(struct executor *executor, struct session_ring *ring,
         .a_stride_bytes = sqe->a_stride_bytes,
         .c_stride_bytes = sqe->c_stride_bytes,
         .residual_stride_bytes = (uint32_t)gemmd_residual_stride(sqe, shape), /* <= 2^26 */
-        .seen_ns = now_ns,
     };
+    open->layer->scheduled.window_ns =
+        __atomic_load_n(&open->layer->window_ns, __ATOMIC_RELAXED);
     prefetch_rows(job, open->layer->shape.a_row_bytes);
     ring->user_data[index] = sqe->user_data;
     if (job->scheduled.class == SCHEDULER_LATENCY)
@@ -349,7 +351,7 @@ bool executor_step(struct executor *executor)
     struct session_ring *cancelling;
     uint64_t now_ns;
 
-    if (!executor->scheduler.linked)
+    if (!scheduler_has_work(&executor->scheduler))
         return false;
     now_ns = now_or_seen(executor);
     run_and_complete(executor, scheduler_next(&executor->scheduler, now_ns), now_ns);

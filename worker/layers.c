@@ -218,6 +218,27 @@ static bool has_name(const struct layers *layers, const struct layer *layer)
     return false;
 }
 
+static bool name_is_below(const char *text, const char *name)
+{
+    size_t length = strlen(name);
+
+    return strncmp(text, name, length) == 0 && (text[length] == '\0' || text[length] == '/');
+}
+
+/* The longest that the operator gave one of its names. */
+static void reckon_window(const struct layers *layers, struct layer *layer)
+{
+    const struct window_list *list = layers->config.windows;
+    uint64_t ns = 0;
+
+    for (uint32_t i = 0; list && list->count && i < GEMMD_WORKER_LAYERS_MAX; i++)
+        for (uint32_t j = 0; layers->names[i].layer == layer && j < list->count; j++)
+            if (list->windows[j].ns > ns &&
+                name_is_below(layers->names[i].text, list->windows[j].name))
+                ns = list->windows[j].ns;
+    __atomic_store_n(&layer->window_ns, ns, __ATOMIC_RELAXED);
+}
+
 enum gemmd_status layers_switch_name(struct layers *layers, struct layer *layer, const char *name)
 {
     struct layer_name *entry = find_name(layers, name);
@@ -234,6 +255,9 @@ enum gemmd_status layers_switch_name(struct layers *layers, struct layer *layer,
     memcpy(entry->text, name, strlen(name)); /* validated: shorter than GEMMD_NAME_BYTES */
     entry->layer = layer;
     layers->generation++;
+    reckon_window(layers, layer);
+    if (before)
+        reckon_window(layers, before);
     if (before && !has_name(layers, before))
         before->pinned = false;
     return GEMMD_STATUS_OK;
@@ -260,13 +284,6 @@ bool layers_has_room_for_names(const struct layers *layers, uint32_t count)
     return room >= count;
 }
 
-static bool name_is_below(const char *text, const char *name)
-{
-    size_t length = strlen(name);
-
-    return strncmp(text, name, length) == 0 && (text[length] == '\0' || text[length] == '/');
-}
-
 uint32_t layers_unload(struct layers *layers, const char *name, uint64_t *bytes)
 {
     uint32_t count = 0;
@@ -280,6 +297,7 @@ uint32_t layers_unload(struct layers *layers, const char *name, uint64_t *bytes)
         count++;
         layers->generation++;
         layers->names[i] = (struct layer_name){.layer = NULL};
+        reckon_window(layers, layer);
         if (has_name(layers, layer))
             continue;
         layer->pinned = false;

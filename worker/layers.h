@@ -21,6 +21,7 @@
 #include "worker/layer_memory.h"
 #include "worker/pool.h"
 #include "worker/scheduler.h"
+#include "worker/window_list.h"
 
 /* Whose bytes nobody has shown yet (read from a packed file): every creator has to. */
 #define LAYER_OWNER_NONE UINT32_MAX
@@ -50,6 +51,7 @@ struct layer {
     uint64_t page_bytes;  /* of the pages that hold it */
     void *memory;         /* from the pool: kernels/, see worker/layer_memory.h */
     uint64_t *freivalds;  /* for verify.c; NULL: not asked for, s4 weights, or no memory */
+    uint64_t window_ns;   /* atomic; set by the control thread: scheduler_layer's */
     bool suspect;         /* atomic; set by the dispatcher: a check found a result wrong */
 };
 
@@ -58,6 +60,7 @@ struct layers_config {
     const struct gemm_kernel *kernel;
     uint64_t uid_bytes_max;    /* of the layers one user made; 0: no limit */
     uint64_t unused_bytes_max; /* of the layers nobody has open and nothing pins */
+    const struct window_list *windows; /* NULL: none */
     bool verified;             /* layers get what verify.c needs */
 };
 

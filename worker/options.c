@@ -28,6 +28,7 @@
 #define POOL_BYTES_MAX   (UINT64_C(1) << 46) /* half of what x86-64 can map */
 #define POOL_BYTES_START (UINT64_C(1) << 30)
 #define WATCHDOG_S_MAX   3600
+#define WINDOW_US_MAX    ((uint32_t)(SCHEDULER_WINDOW_NS_MAX / 1000))
 #define WATCHDOG_S_START 30
 /* 1,000 clients and the tools that watch them; leaves room for others, even so. */
 #define UID_SESSIONS_START (GEMMD_WORKER_SESSIONS_MAX - 50)
@@ -48,6 +49,7 @@ enum option_id {
     OPTION_UID_LAYER_BYTES,
     OPTION_UNUSED_LAYER_BYTES,
     OPTION_TAKE_OVER,
+    OPTION_WINDOW,
     OPTION_NO_COALESCING,
     OPTION_VERIFY_SAMPLE,
     OPTION_ALLOW_UID,
@@ -78,6 +80,7 @@ static const struct option long_options[] = {
     {"uid-layer-bytes", required_argument, NULL, OPTION_UID_LAYER_BYTES},
     {"unused-layer-bytes", required_argument, NULL, OPTION_UNUSED_LAYER_BYTES},
     {"take-over", no_argument, NULL, OPTION_TAKE_OVER},
+    {"window", required_argument, NULL, OPTION_WINDOW},
     {"no-coalescing", no_argument, NULL, OPTION_NO_COALESCING},
     {"verify-sample", required_argument, NULL, OPTION_VERIFY_SAMPLE},
     {"allow-uid", required_argument, NULL, OPTION_ALLOW_UID},
@@ -114,6 +117,8 @@ static const char help_text[] =
     "  --uid-layer-bytes SIZE     limit of the layers one user makes (none)\n"
     "  --unused-layer-bytes SIZE  limit of the layers nobody has open (that of the pool)\n"
     "  --take-over          replace the worker that serves the socket, and keep its layers\n"
+    "  --window LIST        how long jobs of layers wait for company, in us: bert:50,cnn/fc:20\n"
+    "                       (never)\n"
     "  --no-coalescing      each job alone (to measure what sharing brings)\n"
     "  --verify-sample N    check a row of one job in N before it completes (0: of none)\n"
     "  --allow-uid LIST     users that may connect beside this one and root (none)\n"
@@ -327,6 +332,12 @@ static int apply_layers(struct options *out, int id, const char *text)
             return 0;
         return complain(EX_USAGE, "--unused-layer-bytes %s: give 1M to 65536G, like 512M or 2G",
                         text);
+    case OPTION_WINDOW:
+        if (window_list_add(&out->windows, text, WINDOW_US_MAX))
+            return 0;
+        return complain(EX_USAGE, "--window %s: give up to %d names of layers or models with 1 to "
+                        "%u us each, like bert:50,resnet/fc:20", text, WINDOW_LIST_MAX,
+                        WINDOW_US_MAX);
     case OPTION_TAKE_OVER:
         out->take_over = true;
         return 0;

@@ -10,6 +10,7 @@
 #include "worker/peers.h"
 #include "worker/pool.h"
 #include "worker/sandbox.h"
+#include "worker/window_list.h"
 
 /* sockaddr_un.sun_path. */
 #define OPTIONS_SOCKET_BYTES 108
@@ -43,6 +44,7 @@ struct options {
     enum sandbox_mode sandbox;
     uint32_t cpu_mask;                 /* GEMMD_CPU_MASK, to be ANDed with cpu_detect() */
     int event_level_forced;            /* GEMMD_EVENT_LEVEL: 0 … 3; -1: the best that works */
+    struct window_list windows;        /* of layers, for company */
     bool no_coalescing;                /* each job alone */
     uint32_t verify_sample;            /* check one job in so many; 0: none */
     const char *trace;                 /* GEMMD_TRACE; NULL or "": none */

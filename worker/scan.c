@@ -135,6 +135,7 @@ void scheduler_init_layer(struct scheduler_layer *layer, uint32_t panels, uint32
     *layer = (struct scheduler_layer){
         .panels = panels, .tile_rows = tile_rows, .rows_max = SCHEDULER_ROWS_MAX};
     list_init(&layer->flows);
+    list_init(&layer->gathered);
     for (uint32_t i = 0; i < SCHEDULER_COST_BUCKETS; i++)
         layer->cost[i] = tile_ns * 16 + 1;
     reckon_limits(layer);

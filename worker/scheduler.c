@@ -144,6 +144,8 @@ void scheduler_finish(struct scheduler *scheduler, struct scheduler_job *job,
 {
     if (job->held)
         let_go(job);
+    if (job->gathered)
+        window_leave(job);
     scheduler_unlink_job(scheduler, job);
     job->status = status;
     list_append(&scheduler->done, &job->in_queue);
@@ -170,6 +172,7 @@ static void admit(struct scheduler *scheduler, struct scheduler_job *job)
     flow->session->waiting++;
     flow->layer->waiting++;
     scheduler->waiting++;
+    window_close(scheduler, flow->layer); /* who gathers goes with it; its place is taken by now */
     if (list_is_linked(&queue->link))
         return;
     scheduler_link_queue(scheduler, queue);
@@ -192,6 +195,15 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
     trail_learn(job->flow);
     job->rows_boarded = job->rows_done = 0;
     change_in_flight(session, 1);
+    job->held = job->gathered = false;
+    if (!window_keep(scheduler, job))
+        scheduler_enter(scheduler, job);
+}
+
+void scheduler_enter(struct scheduler *scheduler, struct scheduler_job *job)
+{
+    struct scheduler_session *session = job->flow->session;
+
     job->held = !list_is_empty(&session->held) || !scheduler_has_room(scheduler, session);
     if (!job->held) {
         admit(scheduler, job);
@@ -245,7 +257,7 @@ struct scheduler_job *scheduler_take_done(struct scheduler *scheduler)
     job = LIST_ENTRY(link, struct scheduler_job, in_queue);
     session = job->flow->session;
     change_in_flight(session, -1);
-    if (!job->held) {
+    if (!job->held && !job->gathered) {
         session->admitted--;
         session->user->admitted--;
         fill_places(scheduler, session);
@@ -408,6 +420,7 @@ struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_
 {
     struct scheduler_scan *short_scan = &scheduler->scans[SCHEDULER_LONG_SCANS];
 
+    window_close_due(scheduler, now_ns);
     /* Cut short by whoever ran it: it holds the only place of its kind. */
     if (short_scan->layer && scan_prepare(scheduler, short_scan, short_scan->leader, now_ns))
         return short_scan;

@@ -52,6 +52,8 @@ enum scheduler_class {
 #define SCHEDULER_RESERVE 4
 /* Rounds of a layer after which a scan takes nobody on board while other layers wait. */
 #define SCHEDULER_BOARDING_ROUNDS 2
+/* The longest window of a layer. */
+#define SCHEDULER_WINDOW_NS_MAX UINT64_C(10000000)
 
 /* ---- what an owner embeds; fields are the scheduler's ---------------------------------------- */
 
@@ -93,6 +95,10 @@ struct scheduler_session {
 
 struct scheduler_layer {
     struct list flows; /* with waiting jobs, in boarding order */
+    uint64_t window_ns; /* the caller's, to change at any time (window.c); 0: none */
+    uint64_t due_ns;    /* when those that gather go on */
+    struct list gathered, gathering; /* jobs, oldest first; the scheduler's link */
+    uint32_t gathered_rows;
     struct scheduler_scan *scan;
     uint32_t panels, tile_rows, waiting;
     uint32_t rows_free;  /* so many rows cost hardly more than one */
@@ -116,10 +122,12 @@ struct scheduler_job {
     enum scheduler_class class;
     uint32_t rows;        /* >= 1 */
     uint64_t deadline_ns; /* 0: none.  Counts until the first row has boarded */
+    uint64_t seen_ns;     /* when it came */
     /* the scheduler's */
     struct list in_queue, in_flow;
     uint32_t rows_boarded, rows_done;
     bool held; /* for want of room in the quotas; in_queue: its session's held */
+    bool gathered; /* for company; in_queue: its layer's gathered */
     enum gemmd_status status;
 };
 
@@ -159,6 +167,7 @@ struct scheduler {
     struct scheduler_config config;
     struct list ready[SCHEDULER_CLASS_COUNT]; /* queues with credit */
     struct list spent[SCHEDULER_CLASS_COUNT];
+    struct list gathering; /* layers whose window is open */
     struct list done;
     uint64_t round;
     uint32_t waiting; /* jobs */
@@ -202,6 +211,12 @@ void scheduler_prepared(struct scheduler *scheduler, struct scheduler_scan *scan
 void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uint32_t panels,
                    uint64_t ns);
 
+/* Is any job waiting, gathering or on its way? */
+static inline bool scheduler_has_work(const struct scheduler *scheduler)
+{
+    return scheduler->linked || !list_is_empty(&scheduler->gathering);
+}
+
 /* Next finished job (its status is set; it is in flight no more), or NULL. */
 struct scheduler_job *scheduler_take_done(struct scheduler *scheduler);
 
@@ -231,6 +246,17 @@ static inline struct scheduler_queue *scheduler_queue_of(const struct scheduler_
 {
     return &job->flow->session->queues[job->class];
 }
+
+/* Admits the job, or holds it for want of room. */
+void scheduler_enter(struct scheduler *scheduler, struct scheduler_job *job);
+
+/* window.c: true when the job stays to gather, or has gone on with all that did. */
+bool window_keep(struct scheduler *scheduler, struct scheduler_job *job);
+/* The layer's jobs that gather go on. */
+void window_close(struct scheduler *scheduler, struct scheduler_layer *layer);
+void window_close_due(struct scheduler *scheduler, uint64_t now_ns);
+/* A job that ends while it gathers. */
+void window_leave(struct scheduler_job *job);
 
 /* trail.c: its session goes from its last layer to this one. */
 void trail_learn(struct scheduler_flow *flow);

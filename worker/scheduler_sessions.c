@@ -11,6 +11,7 @@ int scheduler_init(struct scheduler *scheduler, const struct scheduler_config *c
     scheduler->round = 0;
     scheduler->waiting = scheduler->linked = 0;
     list_init(&scheduler->done);
+    list_init(&scheduler->gathering);
     for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++) {
         list_init(&scheduler->ready[class]);
         list_init(&scheduler->spent[class]);

@@ -48,7 +48,7 @@ struct job {
     uint8_t *c;
     const uint8_t *residual; /* NULL: the layer has none; may be c */
     uint32_t a_stride_bytes, c_stride_bytes, residual_stride_bytes;
-    uint64_t seen_ns, start_ns; /* start_ns 0: no row has run */
+    uint64_t start_ns; /* 0: no row has run */
 };
 
 /* Submissions taken from a ring at each turn: long enough to spread the cost of a turn, short

@@ -215,6 +215,7 @@ static int open_memory(struct worker *worker)
                                        .on_extent = keep_extent,
                                        .context = worker->notify};
     struct layers_config layers = {.kernel = worker->kernel,
+                                   .windows = &options->windows,
                                    .verified = options->verify_sample != 0,
                                    .uid_bytes_max = options->uid_layer_bytes,
                                    .unused_bytes_max = options->unused_layer_bytes

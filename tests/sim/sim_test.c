@@ -32,6 +32,9 @@ static uint64_t run_chaos(uint64_t seed)
     world.noisy = world_random(&world, 2);
     world.checking = true;
     world.scheduler.config.alone = world_random(&world, 8) == 0;
+    for (uint32_t i = 0; i < world.layers; i++)
+        if (world_random(&world, 3) == 0)
+            world.layer[i].scheduled.window_ns = 1 + world_random(&world, 50000);
     sessions = 1 + (uint32_t)world_random(&world, WORLD_SESSIONS);
     for (uint32_t i = 0; i < sessions; i++)
         add_any_session(i);

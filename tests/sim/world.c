@@ -80,7 +80,7 @@ static uint64_t starvation_bound_ns(const struct world *world, const struct worl
     rounds = 4 + WORLD_ENTRIES * (1 + scan_ns / ((uint64_t)SCHEDULER_QUANTUM_NS * session->weight));
     if (job->job.class == SCHEDULER_BACKGROUND)
         rounds *= SCHEDULER_BACKGROUND_SHARE;
-    return rounds * round_bound_ns(world);
+    return rounds * round_bound_ns(world) + world->layer[job->layer].scheduled.window_ns;
 }
 
 static void complete(struct world *world, struct world_session *session, struct world_job *job)
@@ -135,7 +135,7 @@ static void check_quotas(struct world *world)
 
     for (uint32_t i = 0; i < world->sessions; i++) {
         struct world_session *session = &world->session[i];
-        uint32_t count = 0, held = 0;
+        uint32_t count = 0, held = 0, gathered = 0;
 
         if (!session->open)
             continue;
@@ -143,15 +143,16 @@ static void check_quotas(struct world *world)
             struct world_job *job = &session->jobs[j];
 
             count += job->accepted;
+            gathered += job->accepted && job->job.gathered;
             if (!job->accepted || !job->job.held)
                 continue;
             held++;
             job->accepted_ns = world->now_ns; /* the bound holds from its admission on */
         }
-        WORLD_REQUIRE(world, count - held <= session->quota);
+        WORLD_REQUIRE(world, count - held - gathered <= session->quota);
         WORLD_REQUIRE(world, count == session->scheduled.in_flight);
         WORLD_REQUIRE(world, !held || !scheduler_has_room(&world->scheduler, &session->scheduled));
-        admitted[session->user] += count - held;
+        admitted[session->user] += count - held - gathered;
         sessions[session->user]++;
     }
     for (uint32_t user = 0; user < WORLD_USERS; user++)
@@ -187,7 +188,8 @@ static void accept(struct world *world, struct world_session *session, const str
         .job = {.flow = &session->flows[sqe->layer],
                 .class = sqe->class,
                 .rows = sqe->rows,
-                .deadline_ns = sqe->deadline_ns},
+                .deadline_ns = sqe->deadline_ns,
+                .seen_ns = world->now_ns},
         .accepted = true,
         .session = (uint32_t)(session - world->session),
         .layer = sqe->layer,
@@ -285,6 +287,24 @@ static void check_scan(struct world *world, const struct scheduler_scan *scan)
     WORLD_REQUIRE(world, rows == scan->rows && rows <= SCHEDULER_ROWS_MAX);
 }
 
+/* Nobody gathers who cannot wait, or longer than the window, or while the layer has work. */
+static void check_windows(struct world *world)
+{
+    for (uint32_t i = 0; i < world->sessions * WORLD_ENTRIES; i++) {
+        const struct world_job *job =
+            &world->session[i / WORLD_ENTRIES].jobs[i % WORLD_ENTRIES];
+        const struct scheduler_layer *layer = &world->layer[job->layer].scheduled;
+        uint64_t end_ns = job->accepted_ns + layer->window_ns;
+
+        if (!job->accepted || !job->job.gathered)
+            continue;
+        WORLD_REQUIRE(world, world->now_ns < end_ns);
+        WORLD_REQUIRE(world, job->job.class != SCHEDULER_LATENCY);
+        WORLD_REQUIRE(world, job->job.deadline_ns == 0 || job->job.deadline_ns > layer->due_ns);
+        WORLD_REQUIRE(world, layer->waiting == 0);
+    }
+}
+
 /* Panels [first, first + panels) of the slice.  Returns their ns of compute. */
 static uint64_t run_panels(struct world *world, const struct scheduler_scan *scan, uint32_t first,
                            uint32_t panels)
@@ -362,6 +382,7 @@ static bool run_slice(struct world *world)
     uint64_t ns = 0, between_ns = 0;
     uint32_t panels, done = 0;
 
+    check_windows(world);
     world_take_done(world); /* past their deadlines */
     if (!scan)
         return false;
@@ -387,9 +408,17 @@ static bool run_slice(struct world *world)
     return true;
 }
 
+/* When a client acts, or a window closes. */
 static uint64_t next_act_ns(const struct world *world)
 {
     uint64_t next_ns = UINT64_MAX;
+
+    for (const struct list *link = world->scheduler.gathering.next;
+         link != &world->scheduler.gathering; link = link->next) {
+        uint64_t due_ns = LIST_ENTRY(link, struct scheduler_layer, gathering)->due_ns;
+
+        next_ns = due_ns < next_ns ? due_ns : next_ns;
+    }
 
     for (uint32_t i = 0; i < world->sessions; i++)
         if (world->session[i].open && world->session[i].next_ns < next_ns)
@@ -422,7 +451,8 @@ void world_drain(struct world *world)
 
     world->draining = true;
     while (busy) {
-        busy = run_slice(world) || world->scheduler.linked; /* what ends may admit another */
+        busy = run_slice(world) || scheduler_has_work(&world->scheduler); /* ends admit others */
+        world->now_ns += !world->scheduler.linked; /* a window closes */
         for (uint32_t i = 0; i < world->sessions; i++) {
             struct world_session *session = &world->session[i];
 
@@ -440,7 +470,8 @@ void world_drain(struct world *world)
         WORLD_REQUIRE(world, !session->open || session->completed == session->submitted);
         WORLD_REQUIRE(world, !session->open || session->scheduled.in_flight == 0);
     }
-    WORLD_REQUIRE(world, world->scheduler.waiting == 0 && world->scheduler.linked == 0);
+    WORLD_REQUIRE(world, world->scheduler.waiting == 0);
+    WORLD_REQUIRE(world, !scheduler_has_work(&world->scheduler));
     for (uint32_t i = 0; i < SCHEDULER_SCANS; i++)
         WORLD_REQUIRE(world, !world->scheduler.scans[i].layer);
 }

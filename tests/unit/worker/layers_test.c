@@ -10,12 +10,14 @@
 
 static struct pool *pool;
 static struct layers *layers;
+static struct window_list windows;
 
 static void open_registry(uint64_t pool_bytes, uint64_t uid_bytes, uint64_t unused_bytes)
 {
     struct pool_config config = {
         .limit_bytes = pool_bytes, .policy = POOL_POLICY_NONE, .node = -1};
     struct layers_config registry = {.kernel = gemm_select(1),
+                                     .windows = &windows,
                                      .uid_bytes_max = uid_bytes,
                                      .unused_bytes_max = unused_bytes};
 
@@ -189,6 +191,36 @@ static void test_names(void **state)
 }
 
 /* The bare hash is for the user whose bytes made it. */
+/* A layer has the longest window of its names, as they come and go. */
+static void test_windows(void **state)
+{
+    struct layer *first, *second;
+    uint64_t bytes;
+
+    (void)state;
+    assert_true(window_list_add(&windows, "m:5,m/a:7,n:3", 100));
+    open_registry(8 * MIB, 0, 8 * MIB);
+    first = need(64, 1, 10);
+    second = need(64, 2, 10);
+    assert_int_equal(first->window_ns, 0);
+    layers_switch_name(layers, first, "mm");
+    assert_int_equal(first->window_ns, 0);
+    layers_switch_name(layers, first, "m/b");
+    assert_int_equal(first->window_ns, 5000);
+    layers_switch_name(layers, first, "m/a");
+    assert_int_equal(first->window_ns, 7000);
+    layers_switch_name(layers, second, "n");
+    assert_int_equal(second->window_ns, 3000);
+    layers_switch_name(layers, second, "m/a"); /* from the first one */
+    assert_int_equal(first->window_ns, 5000);
+    assert_int_equal(second->window_ns, 7000);
+    assert_int_equal(layers_unload(layers, "m", &bytes), 2);
+    assert_int_equal(first->window_ns, 0);
+    assert_int_equal(second->window_ns, 3000);
+    close_registry();
+    windows.count = 0;
+}
+
 static void test_attaching(void **state)
 {
     struct layer *layer, *again;
@@ -301,6 +333,7 @@ int main(void)
         cmocka_unit_test(test_budget_of_unused),
         cmocka_unit_test(test_quota),
         cmocka_unit_test(test_names),
+        cmocka_unit_test(test_windows),
         cmocka_unit_test(test_attaching),
         cmocka_unit_test(test_a_false_twin_is_kept_apart),
         cmocka_unit_test(test_a_full_table),

@@ -5,6 +5,7 @@
 
 #include "worker/log.h"
 #include "worker/options.h"
+#include "worker/scheduler.h"
 
 static const char *const variables[] = {"GEMMD_SOCKET",      "GEMMD_LOG",   "GEMMD_CPU_MASK",
                                         "GEMMD_EVENT_LEVEL", "GEMMD_DEBUG", "XDG_RUNTIME_DIR"};
@@ -97,7 +98,7 @@ static void every_option(void **state)
     struct options options = parse_good(
         "--node 3 --cpus 0-1,4 --socket /x/y.sock --pool-bytes 3G --hugepages 2m "
         "--require-hugepages --spin-us 7 --idle-exit 30 --ready-fd 1 --ring-start 4294967290 "
-        "--verify-sample 4294967295");
+        "--verify-sample 4294967295 --window bert:50,a:b/fc:10000 --window x:1");
 
     (void)state;
     assert_int_equal(options.node, 3);
@@ -113,6 +114,12 @@ static void every_option(void **state)
     assert_int_equal(options.ready_fd, 1);
     assert_int_equal(options.ring_start, UINT32_C(4294967290));
     assert_int_equal(options.verify_sample, UINT32_MAX);
+    assert_int_equal(options.windows.count, 3);
+    assert_string_equal(options.windows.windows[0].name, "bert");
+    assert_int_equal(options.windows.windows[0].ns, 50000);
+    assert_string_equal(options.windows.windows[1].name, "a:b/fc");
+    assert_int_equal(options.windows.windows[1].ns, SCHEDULER_WINDOW_NS_MAX);
+    assert_string_equal(options.windows.windows[2].name, "x");
     assert_int_equal(parse_good("--node=auto --spin-us=0").node, -1);
     assert_int_equal(parse_good("--spin-us 0").spin_ns, 0);
     assert_int_equal(parse_good("--pool-bytes 1048576").pool_bytes, 1 << 20);
@@ -138,6 +145,11 @@ static void bad_values(void **state)
         "--spin-us 1000001",  "--spin-us 5us",     "--idle-exit -1",
         "--verify-sample 4294967296",          "--verify-sample all",
         "--idle-exit 99999999999",                 "--ready-fd 987",
+        "--window bert",      "--window :5",       "--window bert:",
+        "--window bert:0",    "--window bert:10001",
+        "--window bert:50,",  "--window ,bert:50", "--window bert:50us",
+        "--window bert:-5",   "--window bert:18446744073709551617",
+        "--window 0123456789012345678901234567890123456789012345678901234567890123:5",
         "--ready-fd -1",      "--ring-start 4294967296", "--ring-start -1",
     };
     char option[64];

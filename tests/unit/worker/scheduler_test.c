@@ -261,6 +261,65 @@ static void test_held(void **state)
     scheduler_fini(&scene.scheduler);
 }
 
+/* A window of 10 us on the long layer. */
+static void test_window(void **state)
+{
+    struct scheduler_job *first, *second, *hasty;
+    struct scheduler_layer *layer = &scene.layers[0];
+    struct scheduler_scan *scan;
+
+    (void)state;
+    open_scene(JOBS);
+    layer->window_ns = 10000;
+    first = submit(0, 0, 1, SCHEDULER_NORMAL); /* at 0 ns */
+    second = submit(1, 0, 1, SCHEDULER_BACKGROUND);
+    assert_true(scheduler_has_work(&scene.scheduler));
+    assert_null(scheduler_next(&scene.scheduler, 9999));
+    assert_int_equal(scene.sessions[0].in_flight, 1);
+    assert_int_equal(scene.sessions[0].admitted, 0);
+    scan = scheduler_next(&scene.scheduler, 10000);
+    assert_int_equal(scan->rows, 2);
+    /* While a scan is under way there is company. */
+    submit(2, 0, 1, SCHEDULER_NORMAL);
+    assert_ptr_equal(next(), scan);
+    assert_int_equal(scan->rows, 3);
+    while (scan->layer)
+        ran(next(), scan->panels_now);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(scheduler_take_done(&scene.scheduler)->status, GEMMD_STATUS_OK);
+    assert_int_equal(first->rows_done + second->rows_done, 2);
+
+    /* Who cannot wait takes the others along. */
+    first = submit(0, 0, 1, SCHEDULER_NORMAL);
+    assert_null(next());
+    hasty = submit(1, 0, 1, SCHEDULER_LATENCY);
+    assert_false(first->gathered || hasty->gathered);
+    assert_int_equal(next()->rows, 2);
+    scheduler_withdraw(&scene.scheduler, first, GEMMD_STATUS_CANCELLED);
+    scheduler_withdraw(&scene.scheduler, hasty, GEMMD_STATUS_CANCELLED);
+    expect_done(first, GEMMD_STATUS_CANCELLED);
+    expect_done(hasty, GEMMD_STATUS_CANCELLED);
+
+    /* As many as fill a scan do not wait. */
+    layer->rows_cap = 6;
+    first = submit(0, 0, 4, SCHEDULER_NORMAL);
+    assert_null(next());
+    second = submit(1, 0, 2, SCHEDULER_NORMAL);
+    assert_non_null(next());
+    scheduler_withdraw(&scene.scheduler, first, GEMMD_STATUS_CANCELLED);
+    scheduler_withdraw(&scene.scheduler, second, GEMMD_STATUS_CANCELLED);
+    expect_done(first, GEMMD_STATUS_CANCELLED);
+    expect_done(second, GEMMD_STATUS_CANCELLED);
+
+    /* Withdrawn while it gathers; the window goes with it. */
+    first = submit(0, 0, 1, SCHEDULER_NORMAL);
+    scheduler_withdraw(&scene.scheduler, first, GEMMD_STATUS_CANCELLED);
+    expect_done(first, GEMMD_STATUS_CANCELLED);
+    assert_int_equal(scene.sessions[0].in_flight, 0);
+    assert_false(scheduler_has_work(&scene.scheduler));
+    scheduler_fini(&scene.scheduler);
+}
+
 /* One session floods; another's every second job is due. */
 static void test_flood(void **state)
 {
@@ -316,6 +375,7 @@ int main(void)
         cmocka_unit_test(test_withdraw),
         cmocka_unit_test(test_quotas),
         cmocka_unit_test(test_held),
+        cmocka_unit_test(test_window),
         cmocka_unit_test(test_flood),
         cmocka_unit_test(test_learning),
     };

@@ -80,73 +80,78 @@ static int run_info(struct gemmctl *ctl)
     return 0;
 }
 
-/* The list may grow or shrink while it is read: it ends at the first index the worker refuses. */
+typedef int (*get_entry)(struct gemmd *session, uint32_t index, void *out);
+
+/* All entries, to be freed.  The list may grow or shrink while it is read: it ends at the first
+ * index the worker refuses.  NULL: *error says why. */
+static void *read_list(struct gemmd *session, get_entry get, size_t entry_bytes, size_t *count,
+                       int *error)
+{
+    size_t capacity = 64;
+    char *entries = malloc(capacity * entry_bytes);
+
+    *error = entries ? 0 : -ENOMEM;
+    for (*count = 0; !*error; *count += !*error) {
+        if (*count == capacity) {
+            char *grown = realloc(entries, 2 * capacity * entry_bytes);
+
+            if (!grown) {
+                *error = -ENOMEM;
+                break;
+            }
+            entries = grown;
+            capacity *= 2;
+        }
+        *error = get(session, (uint32_t)*count, entries + *count * entry_bytes);
+    }
+    if (*error == -ENOENT)
+        return entries;
+    free(entries);
+    return NULL;
+}
+
+static int get_layer(struct gemmd *session, uint32_t index, void *out)
+{
+    return gemmd_get_layer_info(session, index, out);
+}
+
 static int run_layers(struct gemmctl *ctl)
 {
-    struct gemmd_layer_info *layers = NULL;
-    size_t count = 0, capacity = 0;
+    size_t count;
     int error;
+    struct gemmd_layer_info *layers =
+        read_list(ctl->session, get_layer, sizeof(*layers), &count, &error);
 
-    for (;;) {
-        if (count == capacity) {
-            struct gemmd_layer_info *grown;
-
-            capacity = capacity ? 2 * capacity : 64;
-            grown = realloc(layers, capacity * sizeof(*layers));
-            if (!grown) {
-                error = -ENOMEM;
-                goto done;
-            }
-            layers = grown;
-        }
-        error = gemmd_get_layer_info(ctl->session, (uint32_t)count, &layers[count]);
-        if (error < 0)
-            break;
-        count++;
-    }
-    if (error != -ENOENT)
-        goto done;
+    if (!layers)
+        return error;
     error = 0;
     if (ctl->json)
         error = gemmctl_json_layers(layers, count);
     else
         gemmctl_text_layers(layers, count);
-done:
     free(layers);
     return error;
 }
 
+static int get_session(struct gemmd *session, uint32_t index, void *out)
+{
+    return gemmd_get_session_info(session, index, out);
+}
+
 static int run_sessions(struct gemmctl *ctl)
 {
-    struct gemmd_session_info *sessions = NULL;
-    size_t count = 0, capacity = 0;
+    size_t count;
     int error;
+    struct gemmd_session_info *sessions =
+        read_list(ctl->session, get_session, sizeof(*sessions), &count, &error);
 
-    for (;;) {
-        if (count == capacity) {
-            struct gemmd_session_info *grown;
-
-            capacity = capacity ? 2 * capacity : 64;
-            grown = realloc(sessions, capacity * sizeof(*sessions));
-            if (!grown) {
-                error = -ENOMEM;
-                goto done;
-            }
-            sessions = grown;
-        }
-        error = gemmd_get_session_info(ctl->session, (uint32_t)count, &sessions[count]);
-        if (error < 0)
-            break;
-        count++;
-    }
-    if (error != -ENOENT)
-        goto done;
+    if (!sessions)
+        return error;
     error = 0;
     if (ctl->json)
         error = gemmctl_json_sessions(sessions, count);
     else
         gemmctl_text_sessions(sessions, count);
-done:
     free(sessions);
     return error;
 }

@@ -63,8 +63,10 @@ static void check(struct gemmd *session, uint32_t n, uint32_t k, const struct la
     layer_case_fini(&layer);
 }
 
-/* Every bias and activation of one combination of the types, each at a shape of its own. */
-static unsigned check_outputs(struct gemmd *session, struct layer_kind kind, uint64_t seed)
+/* Every bias and activation of one combination of the types, each at a shape of its own.  Under a
+ * sanitizer each level has a third of them, the levels one after the other another third. */
+static unsigned check_outputs(struct gemmd *session, struct layer_kind kind, uint64_t seed,
+                              unsigned level)
 {
     static const uint32_t shapes[][2] = {{1, 1}, {10, 64}, {37, 67}, {64, 128}, {130, 333}};
     static const enum gemmd_type residual_types[] = {GEMMD_TYPE_NONE, GEMMD_TYPE_U8, GEMMD_TYPE_S8,
@@ -85,15 +87,16 @@ static unsigned check_outputs(struct gemmd *session, struct layer_kind kind, uin
                     continue;
                 /* u8, s8, f32, bf16 and none in turn, so that each meets each other operand */
                 kind.residual_type = s32 ? GEMMD_TYPE_NONE : residual_types[(seed + count) % 5];
-                check(session, shape[0], shape[1], &kind, seed * 1000 + count);
+                if (!machine_is_sanitized() || (seed + count) % 3 == level % 3)
+                    check(session, shape[0], shape[1], &kind, seed * 1000 + count);
                 count++;
             }
     return count;
 }
 
-static void check_all(const char *mask)
+static void check_all(unsigned level)
 {
-    struct gemmd *session = open_at(mask);
+    struct gemmd *session = open_at(masks[level]);
     unsigned count = 0, seed = 1;
 
     for (enum gemmd_type a = GEMMD_TYPE_U8; a <= GEMMD_TYPE_BF16; a++)
@@ -104,14 +107,14 @@ static void check_all(const char *mask)
                 continue;
             for (int zero_points = 0; zero_points < 2; zero_points++) {
                 kind.b_zero_points = zero_points;
-                count += check_outputs(session, kind, seed++);
+                count += check_outputs(session, kind, seed++, level);
             }
             kind.a_row_scales = a < GEMMD_TYPE_F32; /* with zero points, then with s4 weights */
-            count += kind.a_row_scales ? check_outputs(session, kind, seed++) : 0;
+            count += kind.a_row_scales ? check_outputs(session, kind, seed++, level) : 0;
             kind.b_zero_points = false;
             kind.b_type = GEMMD_TYPE_S4;
             for (kind.group = 32; a != GEMMD_TYPE_S8 && kind.group <= 128; kind.group *= 2) {
-                count += check_outputs(session, kind, seed++);
+                count += check_outputs(session, kind, seed++, level);
                 kind.a_row_scales = false;
             }
         }
@@ -123,8 +126,8 @@ static void check_all(const char *mask)
 static void test_all_kinds(void **state)
 {
     (void)state;
-    for (int i = 0; i < MASK_COUNT; i++)
-        check_all(masks[i]);
+    for (unsigned level = 0; level < MASK_COUNT; level++)
+        check_all(level);
 }
 
 /* ---- where the limits are -------------------------------------------------------------------- */

@@ -103,6 +103,8 @@ void check_select(void);
  * released. */
 const struct gemm_kernel *amx_model(void);
 bool amx_model_released(void);
+/* The AVX-VNNI kernel on a model of vpdpbusd (avxvnni_model.c; needs AVX2). */
+const struct gemm_kernel *avxvnni_model(void);
 
 /* Prints what gemm_select_measured chooses here. */
 void report_select(uint32_t levels);

@@ -167,7 +167,17 @@ static int run_all(uint32_t present, uint32_t mask, const char *filter)
             failed++;
         }
     }
-#if CHECK_AMX_MODEL
+#if CHECK_MODELS
+    if (!filter || strstr(avxvnni_model()->name, filter)) {
+        if (!(present & (1u << CPU_LEVEL_AVX2))) {
+            printf("SKIP %s: this CPU lacks AVX2\n", avxvnni_model()->name);
+            skipped++;
+        } else if (run_kernel(avxvnni_model())) {
+            passed++;
+        } else {
+            failed++;
+        }
+    }
     if (!filter || strstr(amx_model()->name, filter)) {
         if (run_kernel(amx_model()) && amx_model_released())
             passed++;

@@ -2,6 +2,7 @@
  * leave nothing behind. */
 #include "unit.h"
 
+#include <assert.h>
 #include <sys/socket.h>
 
 #include "proto/control.h"
@@ -26,16 +27,10 @@ ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags)
 
 static int ends[2];
 
-static struct gemmd_msg_layer_load load_message(void)
+/* Sends a message of a load's length with `count` descriptors, and receives it. */
+static enum gemmd_status pass_with(uint32_t type, unsigned count, bool may_pass_fd, int *received)
 {
-    return (struct gemmd_msg_layer_load){
-        .header = {GEMMD_MSG_LAYER_LOAD, sizeof(struct gemmd_msg_layer_load), 1, 0}};
-}
-
-/* Sends a load with `count` descriptors, and receives it. */
-static enum gemmd_status pass(unsigned count, bool may_pass_fd, int *received)
-{
-    struct gemmd_msg_layer_load load = load_message();
+    struct gemmd_msg_layer_load load = {.header = {type, sizeof(load), 1, 0}};
     uint64_t buffer[GEMMD_MESSAGE_BYTES_MAX / sizeof(uint64_t) + 1];
     enum gemmd_status status = GEMMD_STATUS_OK;
     int fds[GEMMD_HELLO_FD_COUNT] = {0};
@@ -44,6 +39,11 @@ static enum gemmd_status pass(unsigned count, bool may_pass_fd, int *received)
     assert_int_equal(packet_receive(ends[1], buffer, sizeof(buffer), may_pass_fd, received,
                                     &status), sizeof(load));
     return status;
+}
+
+static enum gemmd_status pass(unsigned count, bool may_pass_fd, int *received)
+{
+    return pass_with(GEMMD_MSG_LAYER_LOAD, count, may_pass_fd, received);
 }
 
 static unsigned open_fds(void)
@@ -77,6 +77,22 @@ static void test_counts(void **state)
     assert_int_equal(open_fds(), before);
 }
 
+/* Of another message, or of one that is not well-formed: the caller is told to close it. */
+static void test_other_messages(void **state)
+{
+    static const uint32_t types[] = {GEMMD_MSG_LAYER_UNLOAD, GEMMD_MSG_HELLO, 4711};
+    int received;
+
+    (void)state;
+    static_assert(sizeof(struct gemmd_msg_layer_unload) == sizeof(struct gemmd_msg_layer_load),
+                  "the first one is well-formed");
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+        assert_int_equal(pass_with(types[i], 1, true, &received), GEMMD_STATUS_MESSAGE_FDS);
+        assert_true(received >= 0);
+        close(received);
+    }
+}
+
 /* Nothing but a descriptor is taken for one. */
 static void test_other_ancillary_data(void **state)
 {
@@ -105,6 +121,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_other_messages),
         cmocka_unit_test(test_other_ancillary_data),
     };
 

@@ -137,8 +137,9 @@ void control_hold(struct control *control, const struct session *session, bool h
     struct epoll_event event = {.events = (hold ? 0 : EPOLLIN) | EPOLLRDHUP,
                                 .data.u64 = session->slot};
 
+    /* not covered: the connection is in the set until its session ends */
     if (epoll_ctl(control->epoll_fd, EPOLL_CTL_MOD, session->fd, &event) < 0)
-        log_error(LOG_TOPIC_CONTROL, "epoll_ctl: %s", strerror(errno)); /* not covered */
+        log_error(LOG_TOPIC_CONTROL, "epoll_ctl: %s", strerror(errno)); /* not covered: as above */
 }
 
 /* The helper has done something. */

@@ -76,6 +76,8 @@ void control_accept(struct control *control)
     if (fd < 0) {
         if (errno == EMFILE || errno == ENFILE)
             refuse_one(control);
+        else if (errno == ENOMEM) /* it stays in the queue */
+            log_error(LOG_TOPIC_CONTROL, "accept: %s", strerror(errno));
         return;
     }
     if (!peers_admit(control->config.peers, fd, &pid, &uid)) {

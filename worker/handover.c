@@ -305,7 +305,7 @@ static uint32_t index_of(const struct layers *layers, const struct layer *layer)
     for (uint32_t i = 0; (other = layers_get(layers, i, &name)) != NULL; i++)
         if (other == layer)
             return i;
-    return UINT32_MAX;
+    return UINT32_MAX; /* not covered: a name's layer is in the registry */
 }
 
 static void fill_layers(struct table *table, const struct layers *layers, const struct pool *pool)

@@ -76,7 +76,7 @@ void pool_close(struct pool **pool);
  * they are required. */
 int pool_alloc(struct pool *pool, uint64_t bytes, void **out);
 
-/* pool_alloc in three parts.  The second, which maps, populates and clears (some 0.8 s a GiB), may
+/* pool_alloc in three parts.  The second, which maps, populates and clears (up to 0.8 s a GiB), may
  * run on any thread beside other calls: it touches only what the first set aside. */
 struct pool_request {
     uint64_t bytes;

@@ -162,8 +162,8 @@ struct session *requests_commit_on(struct control *control, struct control_answe
 {
     struct control_commit *commit = &control->commit;
 
-    if (!helper_take(control->helper))
-        return NULL; /* not covered: the descriptor says when */
+    if (!helper_take(control->helper)) /* not covered: the descriptor says when */
+        return NULL;                   /* not covered: as above */
     if (commit->task == COMMIT_FREE) {
         control->staging_bytes -= commit->upload.image.bytes;
         commit->task = COMMIT_NONE;

@@ -19,6 +19,7 @@
 #include "tests/attack/attacks.h"
 #include "tests/e2e/layer_case.h"
 #include "tests/e2e/machine.h"
+#include "tests/hugepages.h"
 
 #define MIB    (UINT64_C(1) << 20)
 #define ROUNDS 10000
@@ -59,14 +60,14 @@ static int run_job(struct raw *raw, uint32_t m)
 static void need_hugepages(long count)
 {
     machine_skip_unless_root();
-    if (!machine_set_hugepages(count))
+    if (!hugepages_set(count))
         harness_skip("nr_hugepages cannot be set to %ld here", count);
 }
 
 static int restore_hugepages(void **state)
 {
     (void)state;
-    machine_restore_hugepages();
+    hugepages_restore();
     return 0;
 }
 

@@ -12,6 +12,7 @@
 
 #include "tests/e2e/layer_case.h"
 #include "tests/e2e/machine.h"
+#include "tests/hugepages.h"
 
 #define MEMORY_MIB 96
 
@@ -53,7 +54,7 @@ static bool make_group(const char *mount, const char *enable, const char *name, 
 static int remove_group(void **state)
 {
     (void)state;
-    machine_restore_hugepages();
+    hugepages_restore();
     for (int i = 0; i < 1000 && *group && rmdir(group) < 0 && errno == EBUSY; i++)
         usleep(1000);
     group[0] = '\0';
@@ -174,7 +175,7 @@ static void test_hugetlb(void **state)
         find_home(v1, ":hugetlb:", home, sizeof(home));
     if (!*home)
         harness_skip("no writable hugetlb cgroup");
-    if (!machine_set_hugepages(20))
+    if (!hugepages_set(20))
         harness_skip("20 huge pages cannot be reserved");
     start_inside(&worker, home, arguments);
     session = session_with(worker.socket, 64, 4 << 20, -1);

@@ -11,6 +11,7 @@
 
 #include "tests/e2e/layer_case.h"
 #include "tests/e2e/machine.h"
+#include "tests/hugepages.h"
 
 static struct harness_worker worker;
 static struct layer_case layer;
@@ -68,14 +69,14 @@ static void test_transparent(void **state)
 static void need_hugepages(long count)
 {
     machine_skip_unless_root();
-    if (!machine_set_hugepages(count))
+    if (!hugepages_set(count))
         harness_skip("nr_hugepages cannot be set to %ld here", count);
 }
 
 static int restore_hugepages(void **state)
 {
     (void)state;
-    machine_restore_hugepages();
+    hugepages_restore();
     return 0;
 }
 

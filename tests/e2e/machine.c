@@ -2,20 +2,13 @@
 #include "tests/e2e/machine.h"
 
 #include <dirent.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "tests/harness.h"
-
-#define NR_HUGEPAGES   "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
-#define FREE_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"
-/* Pages that go when their last user does: not of the number to restore. */
-#define SURPLUS_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages"
 
 uint64_t machine_now_ns(void)
 {
@@ -169,54 +162,6 @@ bool machine_wait_asleep(pid_t pid, int timeout_ms)
         usleep(1000);
     }
     return in_a_row >= 10;
-}
-
-static long hugepages_before = -1;
-static int hugepages_lock = -1;
-
-static long read_hugepages(const char *path)
-{
-    long value = -1;
-    FILE *file = fopen(path, "re");
-
-    if (!file)
-        return -1;
-    if (fscanf(file, "%ld", &value) != 1)
-        value = -1;
-    fclose(file);
-    return value;
-}
-
-static void write_hugepages(long count)
-{
-    FILE *file = fopen(NR_HUGEPAGES, "we");
-
-    if (!file)
-        return;
-    fprintf(file, "%ld\n", count);
-    fclose(file);
-}
-
-bool machine_set_hugepages(long count)
-{
-    if (access(NR_HUGEPAGES, W_OK) < 0)
-        return false;
-    if (hugepages_lock < 0) {
-        hugepages_lock = open(NR_HUGEPAGES, O_RDONLY | O_CLOEXEC);
-        REQUIRE(hugepages_lock >= 0 && flock(hugepages_lock, LOCK_EX) == 0);
-        hugepages_before = read_hugepages(NR_HUGEPAGES) - read_hugepages(SURPLUS_HUGEPAGES);
-    }
-    write_hugepages(count);
-    return read_hugepages(NR_HUGEPAGES) == count && read_hugepages(FREE_HUGEPAGES) == count;
-}
-
-void machine_restore_hugepages(void)
-{
-    if (hugepages_lock < 0)
-        return;
-    write_hugepages(hugepages_before);
-    close(hugepages_lock);
-    hugepages_lock = -1;
 }
 
 /* gcc has a macro for each, clang a feature. */

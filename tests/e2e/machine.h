@@ -31,11 +31,6 @@ uint64_t machine_cpu_ns(pid_t pid);
 /* Waits until the process has slept (state S in every thread) for 10 ms; false after timeout_ms. */
 bool machine_wait_asleep(pid_t pid, int timeout_ms);
 
-/* Reserves exactly `count` huge pages of 2 MiB, all free, until machine_restore_hugepages; test
- * programs that do so take turns.  False: cannot be done here (not root, no memory, in use). */
-bool machine_set_hugepages(long count);
-void machine_restore_hugepages(void);
-
 /* Processes that lose their parent become this program's children. */
 void machine_adopt_orphans(void);
 

@@ -13,6 +13,7 @@
 
 #include "tests/e2e/layer_case.h"
 #include "tests/e2e/machine.h"
+#include "tests/hugepages.h"
 
 #define N 40
 #define K 64
@@ -300,7 +301,7 @@ static void test_drain(void **state)
 static int restore_hugepages(void **state)
 {
     (void)state;
-    machine_restore_hugepages();
+    hugepages_restore();
     return 0;
 }
 
@@ -312,23 +313,23 @@ static void test_other_pages(void **state)
 
     (void)state;
     machine_skip_unless_root();
-    if (!machine_set_hugepages(64))
+    if (!hugepages_set(64))
         harness_skip("nr_hugepages cannot be set to 64 here");
     replace_worker();
     open_scene(&scene, 3 << 20, 20000, 1);
     c = scene.job.c;
     check_works(&scene);
     harness_kill(&worker);
-    machine_set_hugepages(0); /* but for those that our own mapping still holds */
+    hugepages_set(0); /* but for those that our own mapping still holds */
     harness_restart(&worker, NULL);
     check_works(&scene);
-    assert_true(machine_set_hugepages(64));
+    assert_true(hugepages_set(64));
     replace_worker();
     check_works(&scene);
     assert_ptr_equal(scene.job.c, c);
     assert_int_equal(recoveries(&scene), 2);
     gemmd_close(&scene.session);
-    machine_set_hugepages(0);
+    hugepages_set(0);
     replace_worker(); /* without a huge page in use */
 }
 

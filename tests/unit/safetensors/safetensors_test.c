@@ -4,14 +4,18 @@
  * UBSan too.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -22,6 +26,52 @@
 #ifdef NDEBUG
 #error "tests need their assertions"
 #endif
+
+/* ---- faults put into the kernel's answers, and calloc's -------------------------------------- */
+
+static bool stat_fails, map_fails;
+static int calloc_fails_at = -1; /* index of the call; -1: none */
+
+void *__real_calloc(size_t count, size_t bytes);
+void *__wrap_calloc(size_t count, size_t bytes);
+int __wrap_fstat64(int fd, struct stat *out);
+int __wrap_fstat(int fd, struct stat *out);
+void *__wrap_mmap64(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
+void *__wrap_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
+
+void *__wrap_calloc(size_t count, size_t bytes)
+{
+    bool fails = calloc_fails_at >= 0 && calloc_fails_at-- == 0;
+
+    return fails ? NULL : __real_calloc(count, bytes);
+}
+
+int __wrap_fstat(int fd, struct stat *out)
+{
+    if (!stat_fails)
+        return fstatat(fd, "", out, AT_EMPTY_PATH);
+    errno = EIO;
+    return -1;
+}
+
+/* What is called where off_t was asked to have 64 bits. */
+int __wrap_fstat64(int fd, struct stat *out)
+{
+    return __wrap_fstat(fd, out);
+}
+
+void *__wrap_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset)
+{
+    if (!map_fails)
+        return (void *)syscall(SYS_mmap, address, bytes, protection, flags, fd, offset);
+    errno = ENODEV;
+    return MAP_FAILED;
+}
+
+void *__wrap_mmap64(void *address, size_t bytes, int protection, int flags, int fd, off_t offset)
+{
+    return __wrap_mmap(address, bytes, protection, flags, fd, offset);
+}
 
 /* Paths of the committed files, from the command line. */
 static const char *model_path, *images_path;
@@ -348,6 +398,32 @@ static void unopenable_paths_have_a_reason(void **state)
     assert_int_equal(error[5], 'x');
 }
 
+static void failing_calls_have_a_reason(void **state)
+{
+    static const char *const reasons[] = {"no memory", "header: no memory for 3 tensors"};
+    struct safetensors *file;
+
+    (void)state;
+    make_file(GOOD, strlen(GOOD), GOOD_DATA_BYTES);
+    stat_fails = true;
+    assert_int_equal(safetensors_open(path, &file, error, sizeof(error)), -EIO);
+    assert_non_null(strstr(error, "fstat: "));
+    stat_fails = false;
+    map_fails = true;
+    assert_int_equal(safetensors_open(path, &file, error, sizeof(error)), -ENODEV);
+    assert_non_null(strstr(error, "mmap: "));
+    map_fails = false;
+    for (int at = 0; at < 2; at++) {
+        calloc_fails_at = at;
+        assert_int_equal(safetensors_open(path, &file, error, sizeof(error)), -ENOMEM);
+        assert_non_null(strstr(error, reasons[at]));
+        assert_null(file);
+    }
+    calloc_fails_at = -1;
+    file = expect_good();
+    safetensors_close(&file);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -361,6 +437,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(limits_are_kept),
         cmocka_unit_test(deep_nesting_is_refused),
         cmocka_unit_test(unopenable_paths_have_a_reason),
+        cmocka_unit_test(failing_calls_have_a_reason),
     };
     int failed;
 

@@ -205,7 +205,7 @@ int main(void)
         cmocka_unit_test(test_marks_and_goes_on),
         cmocka_unit_test(test_first_verdict_stays),
         cmocka_unit_test(test_job_over_a_hole),
-        cmocka_unit_test_teardown(test_hugepage, hugepages_restore),
+        cmocka_unit_test_teardown(test_hugepage, restore_hugepages),
         cmocka_unit_test(test_elsewhere_it_ends_the_process),
         cmocka_unit_test(test_table_is_bounded),
     };

@@ -7,13 +7,40 @@
 
 #include "worker/peers.h"
 
+/* ---- faults put into the kernel's answers, and groups of our own ----------------------------- */
+
+static bool chown_fails, has_default_group;
+
+int __real_chown(const char *file, uid_t uid, gid_t gid);
+int __wrap_chown(const char *file, uid_t uid, gid_t gid);
+struct group *__real_getgrnam(const char *name);
+struct group *__wrap_getgrnam(const char *name);
+
+int __wrap_chown(const char *file, uid_t uid, gid_t gid)
+{
+    if (!chown_fails)
+        return __real_chown(file, uid, gid);
+    errno = EPERM;
+    return -1;
+}
+
+struct group *__wrap_getgrnam(const char *name)
+{
+    static struct group ours = {.gr_gid = 4711};
+
+    if (strcmp(name, "gemmd") == 0)
+        return has_default_group ? &ours : NULL;
+    return __real_getgrnam(name);
+}
+
 static char directory[] = "/tmp/gemmd-peers-XXXXXX";
 static char path[64];
 
 static void test_lists(void **state)
 {
     static const char *const bad[] = {"no-such-user-here", ",",    "0,",        ",0", "1x",
-                                      "-1",                "4294967295", "99999999999", " 0"};
+                                      "-1",                "4294967295", "99999999999", " 0",
+                                      "99999999999999999999999"};
     struct peers peers = {0};
     char many[PEERS_MAX * 2 + 2] = "";
 
@@ -32,6 +59,9 @@ static void test_lists(void **state)
         assert_false(peers_add_users(&fresh, bad[i]));
         assert_false(peers_add_groups(&fresh, bad[i]));
     }
+    memset(&peers, 0, sizeof(peers));
+    memset(many, '7', 64); /* longer than any name or number */
+    assert_false(peers_add_users(&peers, many));
     for (int i = 0; i < PEERS_MAX; i++)
         memcpy(many + 2 * i, "7,", 2);
     many[2 * PEERS_MAX - 1] = '\0';
@@ -48,27 +78,60 @@ static void test_weights(void **state)
     } bad[] = {
         {"no-such-user-here:2", "no-such-user-here: no such user"},
         {"0:1,root", "root: no weight"},
+        {"root:", "root:: not a weight"},
         {"root:0", "root:0: not a weight"},
         {"root:65", "root:65: not a weight"},
+        {"root:-1", "root:-1: not a weight"},
         {"root:2x", "root:2x: not a weight"},
+        {"root:4294967296", "root:4294967296: not a weight"},
         {":2", ": no such user"},
-        {",", ": no weight"},
+        {",root:4", ": no weight"},
+        {"root:4,,", ": no weight"},
+        {"root:0000000000000000000000000000000000000000000000000000000000000000000000000004",
+         "root:000000000000000000000000000000000000000000000000000000000000000000: too long"},
     };
+    char many[PEERS_MAX * 4 + 1] = "";
     struct peers peers = {0};
     struct peers_fault why;
 
     (void)state;
-    assert_true(peers_add_weights(&peers, "root:64,1000:2,1000:3", 64, &why));
-    assert_int_equal(peers_weight(&peers, 0), 64);
-    assert_int_equal(peers_weight(&peers, 1000), 3);
+    assert_true(peers_add_weights(&peers, "", 64, &why));
+    assert_int_equal(peers_weight(&peers, 0), 1);
+    assert_true(peers_add_weights(&peers, "root:4,1000:64", 64, &why));
+    assert_true(peers_add_weights(&peers, "0:5", 64, &why)); /* the last one counts */
+    assert_int_equal(peers_weight(&peers, 0), 5);
+    assert_int_equal(peers_weight(&peers, 1000), 64);
     assert_int_equal(peers_weight(&peers, 1001), 1);
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-        assert_false(peers_add_weights(&peers, bad[i].list, 64, &why));
+        struct peers fresh = {0};
+
+        assert_false(peers_add_weights(&fresh, bad[i].list, 64, &why));
         assert_string_equal(why.text, bad[i].why);
     }
-    peers.weight_count = PEERS_MAX;
-    assert_false(peers_add_weights(&peers, "8:1", 64, &why));
-    assert_string_equal(why.text, "8:1: too many users");
+    for (int i = 0; i < PEERS_MAX; i++)
+        memcpy(many + 4 * i, "7:2,", 4);
+    memset(&peers, 0, sizeof(peers));
+    assert_true(peers_add_weights(&peers, many, 64, &why));
+    assert_false(peers_add_weights(&peers, "8:2", 64, &why));
+    assert_string_equal(why.text, "8:2: too many users");
+    assert_int_equal(peers.weight_count, PEERS_MAX);
+}
+
+static void test_default_group(void **state)
+{
+    struct peers peers = {0};
+
+    (void)state;
+    peers_add_default_group(&peers);
+    assert_int_equal(peers.gid_count, 0);
+    has_default_group = true;
+    peers_add_default_group(&peers);
+    assert_int_equal(peers.gid_count, 1);
+    assert_int_equal(peers.gids[0], 4711);
+    peers.gid_count = PEERS_MAX;
+    peers_add_default_group(&peers);
+    assert_int_equal(peers.gid_count, PEERS_MAX);
+    has_default_group = false;
 }
 
 /* ---- connections ----------------------------------------------------------------------------- */
@@ -252,6 +315,11 @@ static void test_socket_mode(void **state)
         assert_int_equal(mode_of(&gid), 0660);
         assert_int_equal(gid, 2001);
         assert_int_equal(in_child(connect_as, &(struct identity){1002, 5, 0}), 2);
+        assert_int_equal(chmod(path, 0600), 0);
+        chown_fails = true;
+        assert_int_equal(peers_open_socket(&peers, path), -EPERM);
+        chown_fails = false;
+        assert_int_equal(mode_of(&gid), 0600);
     }
     assert_true(peers_add_users(&peers, "1001"));
     assert_int_equal(peers_open_socket(&peers, path), 0);
@@ -278,7 +346,9 @@ static int tear_down(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lists), cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_default_group),
         cmocka_unit_test(test_admission),
         cmocka_unit_test(test_socket_mode),
         cmocka_unit_test(test_edges_of_groups),

@@ -176,7 +176,7 @@ static void forty_huge_pages(void **state)
     assert_int_equal(report.bytes_2m, 32 * MIB);
     assert_int_equal(report.bytes_on_node, 32 * MIB);
     assert_string_equal(report.lost, "");
-    assert_int_equal(read_number(FREE_HUGEPAGES), 24);
+    assert_int_equal(hugepages_free(), 24);
     assert_int_equal(pool_page_bytes(pool, memory[0]), HUGE_BYTES);
     memory[1] = alloc(pool, 33 * MIB); /* 17 pages */
     assert_int_equal(report_of(pool).bytes_2m, 66 * MIB);
@@ -190,12 +190,12 @@ static void forty_huge_pages(void **state)
     for (int i = 0; i < 3; i++)
         pool_free(pool, memory[i]);
     assert_int_equal(report_of(pool).bytes, 0);
-    assert_int_equal(read_number(FREE_HUGEPAGES), 40);
+    assert_int_equal(hugepages_free(), 40);
     /* The machine is as good as it was: nothing is lost any more. */
     memory[3] = alloc(pool, MIB);
     assert_string_equal(report_of(pool).lost, "");
     pool_close(&pool);
-    assert_int_equal(read_number(FREE_HUGEPAGES), 40);
+    assert_int_equal(hugepages_free(), 40);
 }
 
 /* Fewer pages than the usual extent, enough for the request. */
@@ -262,6 +262,7 @@ static int allocate_while_pages_vanish(void *argument)
     struct pool *pool = open_pool(GIB, POOL_POLICY_2M, false);
     struct pool_report report;
     void *memory;
+    bool filled;
 
     steal_pages = 30;
     no_populate = *(bool *)argument;
@@ -272,7 +273,9 @@ static int allocate_while_pages_vanish(void *argument)
     report = report_of(pool);
     if (report.bytes_2m != 0 || !strstr(report.lost, "no 2 MiB huge pages"))
         return 11;
-    return is_filled(memory, 40 * MIB, 1) ? 0 : 12;
+    filled = is_filled(memory, 40 * MIB, 1);
+    pool_close(&pool);
+    return filled ? 0 : 12;
 }
 
 static void stolen_pages(void **state)
@@ -468,5 +471,5 @@ int main(void)
         cmocka_unit_test(stolen_pages),
     };
 
-    return cmocka_run_group_tests(tests, NULL, hugepages_restore) > 0;
+    return cmocka_run_group_tests(tests, NULL, restore_hugepages) > 0;
 }

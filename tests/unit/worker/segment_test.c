@@ -206,7 +206,7 @@ static void life_on_huge_pages(void **state)
     (void)state;
     NEED_HUGEPAGES(8);
     check_life(4 * MIB, true, 2 * MIB);
-    assert_int_equal(read_number(FREE_HUGEPAGES), 8);
+    assert_int_equal(hugepages_free(), 8);
 }
 
 /* w2c: sealed first, passed on afterwards. */
@@ -284,7 +284,7 @@ static void falls_back_to_small_pages(void **state)
     NEED_HUGEPAGES(1);
     assert_int_equal(segment_create(&segment, "gemmd-test", 4 * MIB, true, -1), 0);
     assert_int_equal(segment.page_bytes, 4096);
-    assert_int_equal(read_number(FREE_HUGEPAGES), 1);
+    assert_int_equal(hugepages_free(), 1);
     segment_destroy(&segment);
     assert_int_equal(segment_create(&segment, "gemmd-test", 2 * MIB - 4096, true, -1), 0);
     assert_int_equal(segment.page_bytes, 2 * MIB);
@@ -402,5 +402,5 @@ int main(void)
         cmocka_unit_test(stolen_pages),
     };
 
-    return cmocka_run_group_tests(tests, NULL, hugepages_restore) > 0;
+    return cmocka_run_group_tests(tests, NULL, restore_hugepages) > 0;
 }

@@ -19,10 +19,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "tests/hugepages.h"
 
 #ifdef GEMMD_COVERAGE
 void __gcov_dump(void);
@@ -63,48 +64,13 @@ __attribute__((unused)) static long read_number(const char *path)
     return value;
 }
 
-/* ---- the machine's huge pages: root's to set, put back by hugepages_restore ------------------ */
+/* ---- the machine's huge pages ---------------------------------------------------------------- */
 
-#define NR_HUGEPAGES   "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
-#define FREE_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"
-/* Pages that go when their last user does: not of the number to restore. */
-#define SURPLUS_HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages"
-
-static long hugepages_before = -1;
-static int hugepages_lock = -1;
-
-static void hugepages_write(long count)
-{
-    FILE *file = fopen(NR_HUGEPAGES, "we");
-
-    if (!file)
-        return;
-    fprintf(file, "%ld", count);
-    fclose(file);
-}
-
-/* True: there are `count` pages, all free.  Two programs that set the number take turns. */
-__attribute__((unused)) static bool hugepages_set(long count)
-{
-    if (geteuid() != 0 || access(NR_HUGEPAGES, W_OK) < 0)
-        return false;
-    if (hugepages_lock < 0) {
-        hugepages_lock = open(NR_HUGEPAGES, O_RDONLY | O_CLOEXEC);
-        flock(hugepages_lock, LOCK_EX);
-        hugepages_before = read_number(NR_HUGEPAGES) - read_number(SURPLUS_HUGEPAGES);
-    }
-    hugepages_write(count);
-    return read_number(NR_HUGEPAGES) == count && read_number(FREE_HUGEPAGES) == count;
-}
-
-__attribute__((unused)) static int hugepages_restore(void **state)
+/* A group's teardown. */
+__attribute__((unused)) static int restore_hugepages(void **state)
 {
     (void)state;
-    if (hugepages_lock < 0)
-        return 0;
-    hugepages_write(hugepages_before);
-    close(hugepages_lock);
-    hugepages_lock = -1;
+    hugepages_restore();
     return 0;
 }
 

@@ -76,7 +76,7 @@ struct product {
 
 /* Rows that are copied to a product's `a` while it is computed. */
 struct gather {
-    size_t m, bytes; /* of each row */
+    size_t m, bytes; /* of each row, at least BLOCK_K */
     const uint8_t *const *from;
     size_t offset; /* in each row */
     uint8_t flip;
@@ -84,43 +84,38 @@ struct gather {
     size_t to_stride;
 };
 
-/* left: bytes of the row from `from` on. */
-INLINE void copy_block(uint8_t *to, const uint8_t *from, size_t left, uint8_t flip)
+INLINE void copy_block(uint8_t *to, const uint8_t *from, uint8_t flip)
 {
     typedef uint8_t block_vector __attribute__((vector_size(BLOCK_K)));
-    block_vector block = {0};
+    block_vector block;
 
-    memcpy(&block, from, left < BLOCK_K ? left : BLOCK_K);
+    memcpy(&block, from, BLOCK_K);
     block ^= flip;
     memcpy(to, &block, BLOCK_K);
 }
 
-/* Block b of each row, flipped; nothing beyond the last.  What follows a row's end only meets zeros
- * of the panel.  Four rows a turn: few instructions leave the reorder buffer to the tile loads that
- * this runs beside. */
+/* Block b of each row, flipped; nothing beyond the last, which is the row's last BLOCK_K bytes.
+ * What follows a row's end only meets zeros of the panel.  Four rows a turn: few instructions leave
+ * the reorder buffer to the tile loads that this runs beside. */
 INLINE void gather_block(const struct gather *g, size_t b)
 {
-    const size_t m = g->m, stride = g->to_stride, at = b * BLOCK_K, offset = g->offset + at;
+    const size_t m = g->m, stride = g->to_stride, last = g->bytes - BLOCK_K;
+    const size_t at = b * BLOCK_K < last ? b * BLOCK_K : last, offset = g->offset + at;
     const uint8_t *const *from = g->from;
     const uint8_t flip = g->flip;
     uint8_t *to = g->to + at;
     size_t i = 0;
 
-    if (at >= g->bytes)
+    if (b * BLOCK_K >= g->bytes)
         return;
-    if (g->bytes - at < BLOCK_K) {
-        for (; i < m; i++, to += stride)
-            copy_block(to, from[i] + offset, g->bytes - at, flip);
-        return;
-    }
     for (; i + 4 <= m; i += 4, to += 4 * stride) {
-        copy_block(to, from[i] + offset, BLOCK_K, flip);
-        copy_block(to + stride, from[i + 1] + offset, BLOCK_K, flip);
-        copy_block(to + 2 * stride, from[i + 2] + offset, BLOCK_K, flip);
-        copy_block(to + 3 * stride, from[i + 3] + offset, BLOCK_K, flip);
+        copy_block(to, from[i] + offset, flip);
+        copy_block(to + stride, from[i + 1] + offset, flip);
+        copy_block(to + 2 * stride, from[i + 2] + offset, flip);
+        copy_block(to + 3 * stride, from[i + 3] + offset, flip);
     }
     for (; i < m; i++, to += stride)
-        copy_block(to, from[i] + offset, BLOCK_K, flip);
+        copy_block(to, from[i] + offset, flip);
 }
 
 /* ---- 3 to 16 rows: nv C tiles ---------------------------------------------------------------- */
@@ -299,11 +294,33 @@ static int constant_stride(size_t m, const uint8_t *const *a)
     return differences == 0;
 }
 
-/* `to`: `bytes` of a panel of n columns at the end of a block of zeros, or at its beginning. */
-static void copy_last_b(int8_t *to, size_t n, const int8_t *from, size_t bytes, int at_end)
+/* `to`: the `bytes` of a panel of n columns at the beginning of a block of zeros. */
+static void copy_last_b(int8_t *to, size_t n, const int8_t *from, size_t bytes)
 {
     memset(to, 0, BLOCK_K * n);
-    memcpy(to + (at_end ? BLOCK_K * n - bytes : 0), from, bytes);
+    memcpy(to, from, bytes);
+}
+
+/* `to`: a panel's last k modulo BLOCK_K at the end of a block of zeros.  Each column's bytes move
+ * up by `shift` bits: where KR does not divide k, the block's end divides the panel's groups. */
+static void move_last_b(int8_t *to, size_t n, const int8_t *from, size_t k)
+{
+    const size_t begin = BLOCK_K - k % BLOCK_K, shift = begin % KR * 8;
+    const size_t bytes = n * KR, groups = BLOCK_K / KR - begin / KR;
+
+    memset(to, 0, BLOCK_K * n);
+    to += begin / KR * bytes;
+    for (size_t t = 0; t < groups; t++, to += bytes, from += bytes) {
+        for (size_t j = 0; j < bytes; j += KR) {
+            uint32_t group, before = 0;
+
+            memcpy(&group, from + j, KR);
+            if (t > 0 && shift)
+                memcpy(&before, from + j - bytes, KR);
+            group = group << shift | (uint32_t)((uint64_t)before << shift >> 32);
+            memcpy(to + j, &group, KR);
+        }
+    }
 }
 
 /* Rows in place.  A last part of block reads the row's last BLOCK_K bytes again, against zeros. */
@@ -316,22 +333,24 @@ static void run_in_place(size_t m, size_t n, size_t k, const uint8_t *const *a,
         .blocks = k / BLOCK_K, .a = a[0], .a_stride = stride, .n = n, .b = panel};
 
     if (done < k) {
-        copy_last_b(last, n, panel + done * n, (k - done) * n, 1);
+        move_last_b(last, n, panel + done * n, k);
         p.last_a = a[0] + k - BLOCK_K;
         p.last_b = last;
     }
     run(m, &p, acc, 0);
 }
 
-/* Rows copied on their way, `chunk` bytes of each at a time, to `copy`. */
+/* Rows copied on their way, `chunk` bytes of each at a time and up to a block more at the end, to
+ * `copy`. */
 static void run_gathered(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                          const int8_t *panel, uint8_t *copy, size_t copy_stride, size_t chunk,
                          int32_t *acc)
 {
     _Alignas(64) int8_t last[BLOCK_BYTES];
 
-    for (size_t t = 0; t < k; t += chunk) {
-        size_t bytes = k - t < chunk ? k - t : chunk;
+    for (size_t t = 0, bytes; t < k; t += bytes) {
+        bytes = k - t <= chunk + BLOCK_K ? k - t : chunk; /* so never less than a block is left */
+
         size_t whole = bytes / BLOCK_K * BLOCK_K;
         struct gather gather = {m, bytes, a, t, a_flip, copy, copy_stride};
         struct product p = {.blocks = bytes / BLOCK_K,
@@ -344,7 +363,7 @@ static void run_gathered(size_t m, size_t n, size_t k, const uint8_t *const *a, 
         for (size_t block = 0; block < AHEAD; block++)
             gather_block(&gather, block);
         if (whole < bytes) {
-            copy_last_b(last, n, p.b + whole * n, (bytes - whole + KR - 1) / KR * KR * n, 0);
+            copy_last_b(last, n, p.b + whole * n, (bytes - whole + KR - 1) / KR * KR * n);
             p.last_a = copy + whole;
             p.last_b = last;
         }
@@ -390,14 +409,14 @@ static int for_vectors(size_t m, size_t k)
 void gemm_amx_gather(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                      const int8_t *panel, uint8_t *copy, size_t copy_stride, int32_t *acc)
 {
-    const struct gather gather = {m, k, a, 0, a_flip, copy, copy_stride};
-
     if (!for_vectors(m, k)) {
         run_gathered(m, n, k, a, a_flip, panel, copy, copy_stride, k, acc);
         return;
     }
-    for (size_t block = 0; block * BLOCK_K < k; block++)
-        gather_block(&gather, block);
+    for (size_t i = 0; i < m; i++) {
+        for (size_t t = 0; t < k; t++)
+            copy[i * copy_stride + t] = a[i][t] ^ a_flip;
+    }
     gemm_u8s8s32_12x64c4_avx512vnni(m, n, k, a, a_flip, panel, acc);
 }
 
@@ -408,7 +427,7 @@ void gemm_u8s8s32_32x64c4_amx(size_t m, size_t n, size_t k, const uint8_t *const
 
     if (for_vectors(m, k))
         gemm_u8s8s32_12x64c4_avx512vnni(m, n, k, a, a_flip, panel, acc);
-    else if (!a_flip && k % KR == 0 && constant_stride(m, a))
+    else if (!a_flip && constant_stride(m, a))
         run_in_place(m, n, k, a, panel, acc);
     else
         run_gathered(m, n, k, a, a_flip, panel, copy[0], COPY_STRIDE, COPY_K, acc);

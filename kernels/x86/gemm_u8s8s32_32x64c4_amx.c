@@ -41,7 +41,7 @@ enum {
     BLOCK_BYTES = BLOCK_K * NR, /* panel bytes of BLOCK_K k, of a whole panel */
     B_TILE = LANES * KR,        /* from one B tile of a block to the next */
     C_STRIDE = NR * 4,
-    COPY_K = 1024,             /* k of each row copied at a time: 34 KiB of stack */
+    COPY_K = 512,              /* k of each row copied at a time: 18 KiB of stack, in L1 */
     COPY_STRIDE = COPY_K + 64, /* not a power of two: rows in different sets of L1 */
     AHEAD = 2, /* blocks copied before they are multiplied: a tile load waits for stores */
 };

@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COLUMNS = 4 * GEMM_NR_MAX, CANARY = 0xc3, TILES = 6000, ROWS_BEFORE_MAX = 5 };
+enum { COLUMNS = 4 * GEMM_NR_MAX, CANARY = 0xc3, TILES = 6000, ROWS_BEFORE_MAX = 5,
+       ADJOINING_N_MAX = 16 };
 
 gemm_epilogue_fn gemm_epilogue_ref;
 
@@ -263,6 +264,29 @@ static void check_random_tile(const struct gemm_kernel *kernel, struct arrays *x
     check_tile(kernel, &epilogue, x, m, n, row, column);
 }
 
+/* Rows of u8 C one behind the other, which a level may write together, or with a gap. */
+static void check_adjoining_rows(const struct gemm_kernel *kernel,
+                                 const struct gemm_epilogue *epilogue, struct arrays *x, size_t m,
+                                 size_t n, size_t column)
+{
+    enum { MARGIN = 64, GAP_MAX = 1 };
+    uint8_t rows[2 * MARGIN + GEMM_MR_MAX * (ADJOINING_N_MAX + GAP_MAX)], rows_ref[sizeof(rows)];
+    void *c[GEMM_MR_MAX], *c_ref[GEMM_MR_MAX];
+    size_t distance = n + random_below(GAP_MAX + 1);
+
+    memset(rows, CANARY, sizeof(rows));
+    memset(rows_ref, CANARY, sizeof(rows_ref));
+    for (size_t i = 0; i < m; i++) {
+        c[i] = rows + MARGIN + i * distance - column;
+        c_ref[i] = rows_ref + MARGIN + i * distance - column;
+    }
+    check_step("adjoining rows m=%zu n=%zu distance=%zu column=%zu inverse=%a", m, n, distance,
+               column, (double)epilogue->inverse_c_scale);
+    kernel->epilogue(m, n, kernel->nr, x->acc, epilogue, 0, column, c);
+    gemm_epilogue_ref(m, n, kernel->nr, x->acc, epilogue, 0, column, c_ref);
+    check(!memcmp(rows, rows_ref, sizeof(rows)), "rows or their surroundings differ");
+}
+
 /* Whole tiles of u8 after RELU without a zero point, for which a level may leave steps out: with
  * every kind of scale, 0 and negative ones included. */
 static void check_common_tile(const struct gemm_kernel *kernel, struct arrays *x, int round)
@@ -287,6 +311,7 @@ static void check_common_tile(const struct gemm_kernel *kernel, struct arrays *x
     check_step("common epilogue m=%zu n=%u column=%zu inverse=%a%s", m, kernel->nr, column,
                (double)epilogue.inverse_c_scale, ties ? " ties" : "");
     check_tile(kernel, &epilogue, x, m, kernel->nr, 0, column);
+    check_adjoining_rows(kernel, &epilogue, x, m, 1 + random_below(ADJOINING_N_MAX), column);
 }
 
 void check_epilogue(const struct gemm_kernel *kernel)

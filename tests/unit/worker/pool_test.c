@@ -262,6 +262,7 @@ static int allocate_while_pages_vanish(void *argument)
     struct pool *pool = open_pool(GIB, POOL_POLICY_2M, false);
     struct pool_report report;
     void *memory;
+    bool filled;
 
     steal_pages = 30;
     no_populate = *(bool *)argument;
@@ -272,7 +273,9 @@ static int allocate_while_pages_vanish(void *argument)
     report = report_of(pool);
     if (report.bytes_2m != 0 || !strstr(report.lost, "no 2 MiB huge pages"))
         return 11;
-    return is_filled(memory, 40 * MIB, 1) ? 0 : 12;
+    filled = is_filled(memory, 40 * MIB, 1);
+    pool_close(&pool);
+    return filled ? 0 : 12;
 }
 
 static void stolen_pages(void **state)

@@ -149,9 +149,9 @@ static void test_a_lost_cpu(void **state)
     do {
         usleep(50000);
         assert_int_equal(gemmd_get_stats(session, &stats), 0);
-    } while (stats.repinned == 0 && machine_now_ns() < deadline_ns);
-    assert_true(stats.repinned >= 1);
-    assert_true(harness_log_has(&worker, "threads had lost their CPU"));
+    } while ((stats.repinned == 0 || !harness_log_has(&worker, "threads had lost their CPU")) &&
+             machine_now_ns() < deadline_ns);
+    assert_true(machine_now_ns() < deadline_ns);
     gemmd_close(&session);
     check_service(&worker);
     harness_stop(&worker);

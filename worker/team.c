@@ -1,8 +1,8 @@
 /*
- * The one shared word is the ticket: (region, next chunk).  A thread claims a chunk by a compare-
- * and-swap of it, so a claim succeeds only in the region whose work the thread has read before.
- * The caller closes a region by putting the last chunk number into the ticket; what was claimed by
- * then is waited for through `done`.
+ * The one shared word is the ticket (ticket.h).  A claim is a compare-and-swap of it, so it
+ * succeeds only in the region whose work the thread has read before.  The caller closes a region by
+ * taking the ticket away, and runs what is left of the group it finds there, so that the first
+ * chunks are done; what others had claimed by then is waited for through `done`.
  *
  *   open    work fields, done = 0     → ticket (release) → fence → look at `parked`
  *   thread  ticket (acquire) → work fields → claim → run → done (release)
@@ -11,6 +11,7 @@
  */
 #include "worker/team.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
@@ -26,9 +27,9 @@
 #include "proto/ring.h"
 #include "worker/clock.h"
 #include "worker/sandbox.h"
+#include "worker/ticket.h"
 #include "worker/topology.h"
 
-#define CLOSED UINT32_MAX
 /* Looks at the ticket between two looks at the clock. */
 #define SPIN_LOOKS 32
 /* Shorter spins than a wake-up of the neighbour's cache line are none. */
@@ -43,6 +44,7 @@ struct member {
     pthread_t thread;
     pid_t tid;
     int cpu;
+    uint32_t place;
     int start_error;
     struct gemmd_core_stats *core;
     uint64_t spin_ns, retreat_until_ns, since_ns;
@@ -62,14 +64,10 @@ struct team {
     uint32_t region;
     uint64_t wakes;
     struct team_config config;
+    uint32_t width; /* chunks of a group */
     uint32_t member_count;
     struct member members[];
 };
-
-static uint64_t ticket_of(uint32_t region, uint32_t chunk)
-{
-    return (uint64_t)region << 32 | chunk;
-}
 
 /* ---- the threads ----------------------------------------------------------------------------- */
 
@@ -80,15 +78,16 @@ static bool work_once(struct member *member)
     uint64_t ticket = atomic_load_explicit(&team->ticket, memory_order_acquire); /* open */
     team_work_fn *run = atomic_load_explicit(&team->run, memory_order_relaxed);
     void *argument = atomic_load_explicit(&team->argument, memory_order_relaxed);
-    uint64_t start_ns, end_ns;
+    uint32_t chunk_count = atomic_load_explicit(&team->chunk_count, memory_order_relaxed), chunk;
+    uint64_t after, start_ns, end_ns;
 
-    if ((uint32_t)ticket >= atomic_load_explicit(&team->chunk_count, memory_order_relaxed))
+    if (!ticket_claim(ticket, team->width, member->place, chunk_count, &chunk, &after))
         return false;
-    if (!atomic_compare_exchange_strong_explicit(&team->ticket, &ticket, ticket + 1,
+    if (!atomic_compare_exchange_strong_explicit(&team->ticket, &ticket, after,
                                                  memory_order_acquire, memory_order_relaxed))
         return true; /* another was faster; look again */
     start_ns = clock_now_ns();
-    run(argument, (uint32_t)ticket);
+    run(argument, chunk);
     end_ns = clock_now_ns();
     gemmd_counter_add(&member->core->spin_ns, start_ns - member->since_ns);
     gemmd_counter_add(&member->core->busy_ns, end_ns - start_ns);
@@ -106,7 +105,8 @@ static bool has_work(struct team *team)
 {
     uint64_t ticket = atomic_load_explicit(&team->ticket, memory_order_acquire);
 
-    return (uint32_t)ticket < atomic_load_explicit(&team->chunk_count, memory_order_relaxed) ||
+    return ticket_first(ticket, team->width) <
+               atomic_load_explicit(&team->chunk_count, memory_order_relaxed) ||
            atomic_load_explicit(&team->stop, memory_order_relaxed);
 }
 
@@ -146,7 +146,7 @@ static void park(struct member *member)
     atomic_fetch_add(&team->parked, 1);
     start_ns = clock_now_ns();
     gemmd_counter_add(&member->core->spin_ns, start_ns - member->since_ns);
-    if ((uint32_t)atomic_load(&team->ticket) >=
+    if (ticket_first(atomic_load(&team->ticket), team->width) >=
             atomic_load_explicit(&team->chunk_count, memory_order_relaxed) &&
         !atomic_load(&team->stop))
         syscall(SYS_futex, &team->wake_word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
@@ -196,8 +196,9 @@ static void open_region(struct team *team, const struct team_work *work)
     atomic_store_explicit(&team->chunk_count, work->chunk_count, memory_order_relaxed);
     atomic_store_explicit(&team->done, 0, memory_order_relaxed);
     atomic_store_explicit(&team->busy_ns, 0, memory_order_relaxed);
+    assert(work->chunk_count <= TICKET_CHUNKS_MAX);
     team->region++;
-    atomic_store(&team->ticket, ticket_of(team->region, 0));
+    atomic_store(&team->ticket, ticket_open(team->region));
     if (work->wake && atomic_load(&team->parked))
         wake_parked(team, work->chunk_count - 1);
 }
@@ -213,16 +214,40 @@ static uint64_t work_along(struct team *team, const struct team_work *work)
     uint64_t now_ns = work->start_ns;
 
     for (;;) {
-        uint64_t ticket = atomic_fetch_add_explicit(&team->ticket, 1, memory_order_relaxed);
+        uint64_t ticket = atomic_load_explicit(&team->ticket, memory_order_relaxed), after;
+        uint32_t chunk;
 
-        if ((uint32_t)ticket >= work->chunk_count)
-            return now_ns;
-        run_own(work, (uint32_t)ticket);
+        do
+            if (!ticket_claim(ticket, team->width, 0, work->chunk_count, &chunk, &after))
+                return now_ns;
+        while (!atomic_compare_exchange_weak_explicit(&team->ticket, &ticket, after,
+                                                      memory_order_relaxed, memory_order_relaxed));
+        run_own(work, chunk);
         now_ns = clock_now_ns();
         atomic_fetch_add_explicit(&team->done, 1, memory_order_relaxed);
         if (work->stop(work->argument))
             return now_ns;
     }
+}
+
+/* Takes the ticket away and runs what is left of its group.  Returns the chunks that are claimed
+ * then, all of the first ones; *now_ns: the end of the last of the caller's. */
+static uint32_t close_region(struct team *team, const struct team_work *work, uint64_t *now_ns)
+{
+    uint64_t ticket = atomic_exchange(&team->ticket, ticket_closed(team->region));
+    uint32_t first = ticket_first(ticket, team->width), taken = ticket_taken(ticket), places;
+
+    if (first >= work->chunk_count)
+        return work->chunk_count;
+    if (!taken)
+        return first;
+    places = ticket_places(first, team->width, work->chunk_count);
+    for (uint32_t left = places & ~taken; left; left &= left - 1) {
+        run_own(work, first + (uint32_t)__builtin_ctz(left));
+        atomic_fetch_add_explicit(&team->done, 1, memory_order_relaxed);
+    }
+    *now_ns = clock_now_ns();
+    return first + (uint32_t)__builtin_popcount(places);
 }
 
 /* Without touching what the others look at. */
@@ -250,9 +275,7 @@ void team_run(struct team *team, const struct team_work *work, struct team_resul
     }
     open_region(team, work);
     out->end_ns = work_along(team, work);
-    claimed = (uint32_t)atomic_exchange(&team->ticket, ticket_of(team->region, CLOSED));
-    if (claimed > work->chunk_count)
-        claimed = work->chunk_count;
+    claimed = close_region(team, work, &out->end_ns);
     while (atomic_load_explicit(&team->done, memory_order_acquire) != claimed)
         gemmd_cpu_relax();
     others_ns = atomic_load_explicit(&team->busy_ns, memory_order_relaxed);
@@ -295,6 +318,7 @@ static int start_member(struct team *team, int cpu)
 
     *member = (struct member){.team = team,
                               .cpu = cpu,
+                              .place = (team->member_count + 1) % team->width,
                               .core = &team->config.cores[team->member_count],
                               .spin_ns = team->config.spin_ns};
     member->core->cpu = (uint64_t)cpu;
@@ -317,8 +341,10 @@ int team_open(struct team **out, const struct team_config *config)
     *out = NULL;
     if (!team)
         return -ENOMEM;
-    *team = (struct team){.config = *config};
-    atomic_store(&team->ticket, ticket_of(0, CLOSED));
+    *team = (struct team){.config = *config, .width = TICKET_PLACES_MAX};
+    if (count + 1 < TICKET_PLACES_MAX)
+        team->width = (uint32_t)count + 1;
+    atomic_store(&team->ticket, ticket_closed(0));
     sem_init(&team->started, 0, 0);
     for (int cpu = 0; cpu < CPU_SETSIZE && error == 0; cpu++)
         if (CPU_ISSET(cpu, &config->cpus))

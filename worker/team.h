@@ -2,8 +2,8 @@
  * Compute threads, one pinned to each CPU that the dispatcher leaves free.  The caller of team_run
  * works along; the others spin for a while after the last work, then park.
  *
- * Work is a number of chunks that threads claim one by one, in order, so that a thread that comes
- * late, or loses its CPU to a client, holds nobody up by more than the chunk it has in hand.
+ * Work is a number of chunks that threads claim one by one, nearly in order, so that a thread that
+ * comes late, or loses its CPU to a client, holds nobody up by more than the chunk it has in hand.
  */
 #ifndef GEMMD_WORKER_TEAM_H
 #define GEMMD_WORKER_TEAM_H
@@ -30,7 +30,7 @@ struct team_work {
     team_work_fn *run_own; /* the caller's chunks; NULL: as the others' */
     team_stop_fn *stop; /* asked by the caller between its chunks: leave the rest? */
     void *argument;
-    uint32_t chunk_count;
+    uint32_t chunk_count; /* up to TICKET_CHUNKS_MAX */
     bool share;        /* else the caller does it alone */
     bool wake;         /* worth a system call: parked threads are woken */
     uint64_t start_ns; /* now */

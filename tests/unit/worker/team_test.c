@@ -7,6 +7,7 @@
 
 #include "worker/clock.h"
 #include "worker/team.h"
+#include "worker/ticket.h"
 
 enum { CHUNKS_MAX = 4096 };
 
@@ -75,6 +76,42 @@ static void check_run(struct team *team, struct load *load, uint32_t chunks, boo
     for (uint32_t i = 0; i < chunks; i++)
         assert_int_equal(load->runs[i], i < result.chunks);
     assert_true(result.end_ns >= work.start_ns);
+}
+
+/* Of any width, whoever claims: each chunk once, group by group, a thread's own place if it is
+ * free. */
+static void test_ticket(void **state)
+{
+    uint64_t random = 1;
+
+    (void)state;
+    for (uint32_t width = 2; width <= TICKET_PLACES_MAX; width++)
+        for (uint32_t count = 1; count < 60; count++) {
+            uint64_t ticket = ticket_open(7), after;
+            uint32_t chunk, place, claimed = 0;
+            bool seen[60] = {false};
+
+            for (;; claimed++) {
+                uint32_t first = ticket_first(ticket, width);
+
+                random = random * UINT64_C(6364136223846793005) + 1;
+                place = (uint32_t)(random >> 40) % width;
+                if (!ticket_claim(ticket, width, place, count, &chunk, &after))
+                    break;
+                assert_in_range(chunk, first, count - 1);
+                assert_false(seen[chunk]);
+                assert_true(chunk == first + place || first + place >= count ||
+                            seen[first + place]);
+                for (uint32_t i = 0; i < first; i++)
+                    assert_true(seen[i]);
+                seen[chunk] = true;
+                ticket = after;
+                assert_int_equal(ticket >> 32, 7);
+            }
+            assert_int_equal(claimed, count);
+            assert_false(
+                ticket_claim(ticket_closed(7), width, 0, TICKET_CHUNKS_MAX, &chunk, &after));
+        }
 }
 
 static void test_every_chunk_once(void **state)
@@ -189,6 +226,7 @@ static void test_repin(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ticket),
         cmocka_unit_test(test_every_chunk_once), cmocka_unit_test(test_stop),
         cmocka_unit_test(test_park_and_wake),    cmocka_unit_test(test_idle_costs_nothing),
         cmocka_unit_test(test_repin),

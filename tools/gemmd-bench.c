@@ -6,6 +6,7 @@
 #include "tools/bench_operands.h"
 #include "tools/bench_path.h"
 #include "tools/bench_sharing.h"
+#include "tools/bench_team.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -20,6 +21,7 @@ static const char usage_text[] =
     "       gemmd-bench sharing [option ...]   (gemmd-bench sharing --help)\n"
     "       gemmd-bench path [option ...]      (gemmd-bench path --help)\n"
     "       gemmd-bench latency [option ...]   (gemmd-bench latency --help)\n"
+    "       gemmd-bench team [option ...]      (gemmd-bench team --help)\n"
     "       gemmd-bench operands [option ...]  (gemmd-bench operands --help)\n"
     "Measures the GEMM kernels beside oneDNN, beside the peak of the machine's multiplication and\n"
     "beside its read bandwidths, all in one run.\n"
@@ -226,7 +228,7 @@ static int parse(struct bench_options *options, int argc, char **argv)
             return status;
     }
     if (argc - optind != 1 || strcmp(argv[optind], "kernels"))
-        return complain("what to measure: kernels, sharing, path, latency or operands",
+        return complain("what to measure: kernels, sharing, path, latency, team or operands",
                         argc > optind ? argv[optind] : "");
     status = complete(options, group);
     if (status || !list)
@@ -290,6 +292,8 @@ int main(int argc, char **argv)
         return bench_path(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "latency"))
         return bench_latency(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "team"))
+        return bench_team(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "operands"))
         return bench_operands(argc - 1, argv + 1);
     status = parse(&options, argc, argv);

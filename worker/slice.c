@@ -12,7 +12,7 @@
 #include "worker/executor.h"
 
 #include "worker/clock.h"
-#include "worker/pausing.h"
+#include "kernels/pausing.h"
 
 /* Float rows are read and quantised at 8 to 20 bytes a ns, from memory and from L2. */
 #define PREPARE_BYTES_PER_NS 10

@@ -2,7 +2,7 @@
 #include "tests/unit/worker/unit.h"
 
 #include "kernels/pack.h"
-#include "worker/pausing.h"
+#include "kernels/pausing.h"
 
 enum { N = 84, K_MAX = 2 * PAUSING_K + 77, ROWS_MAX = 33, STRIDE = K_MAX + 3 };
 

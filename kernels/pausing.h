@@ -4,8 +4,8 @@
  * in memory, which costs some percent of the rate; so it is for the time in which somebody is
  * expected.
  */
-#ifndef GEMMD_WORKER_PAUSING_H
-#define GEMMD_WORKER_PAUSING_H
+#ifndef GEMMD_KERNELS_PAUSING_H
+#define GEMMD_KERNELS_PAUSING_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -2,7 +2,7 @@
  * The loops of gemm_run, panels outside and tiles of rows inside, with k cut into parts; what lies
  * between begin and end of a kernel is left while somebody is served.
  */
-#include "worker/pausing.h"
+#include "kernels/pausing.h"
 
 #include <assert.h>
 #include <stdalign.h>

@@ -1,13 +1,11 @@
 /* gemmd-bench latency: command line and reports. */
 #include "tools/bench_latency.h"
 
-#include <getopt.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sysexits.h>
 
-#include "tools/bench_worker.h"
+#include "tools/bench_command.h"
 
 static const char usage_text[] =
     "usage: gemmd-bench latency [option ...]\n"
@@ -32,15 +30,6 @@ static const char usage_text[] =
 static const struct bench_shape shapes[] = {
     {1, 64, 64, "latency"}, {1, 512, 512, "latency"}, {1, 1024, 1024, "latency"}};
 static const struct bench_shape quick_shapes[] = {{1, 512, 512, "latency"}};
-
-struct latency_options {
-    struct bench_shape shapes[LATENCY_SHAPES_MAX];
-    uint32_t shape_count;
-    struct latency_bench bench;
-    struct bench_worker worker;
-    char worker_cpu[16];
-    bool json;
-};
 
 /* ---- reports --------------------------------------------------------------------------------- */
 
@@ -97,149 +86,67 @@ static void print_json(const struct latency_bench *bench, const struct latency_r
     printf("\n]}\n");
 }
 
-/* ---- command line ---------------------------------------------------------------------------- */
-
-enum option_id { OPTION_SHAPE = 256, OPTION_GAP, OPTION_ROUNDS, OPTION_SECONDS, OPTION_CPUS,
-                 OPTION_WORKER, OPTION_WORKER_OPTION, OPTION_QUICK, OPTION_JSON, OPTION_HELP };
-
-static const struct option long_options[] = {
-    {"shape", required_argument, NULL, OPTION_SHAPE},
-    {"gap-us", required_argument, NULL, OPTION_GAP},
-    {"rounds", required_argument, NULL, OPTION_ROUNDS},
-    {"seconds", required_argument, NULL, OPTION_SECONDS},
-    {"cpus", required_argument, NULL, OPTION_CPUS},
-    {"worker", required_argument, NULL, OPTION_WORKER},
-    {"worker-option", required_argument, NULL, OPTION_WORKER_OPTION},
-    {"quick", no_argument, NULL, OPTION_QUICK},
-    {"json", no_argument, NULL, OPTION_JSON},
-    {"help", no_argument, NULL, OPTION_HELP},
-    {NULL, 0, NULL, 0},
-};
-
-static bool add_shape(struct latency_options *options, const char *text)
-{
-    static const uint32_t max[3] = {1024, 1 << 16, 65536};
-    uint32_t mnk[3];
-
-    if (options->shape_count == LATENCY_SHAPES_MAX ||
-        !bench_parse_numbers(text, max, mnk, 3, false))
-        return false;
-    options->shapes[options->shape_count++] =
-        (struct bench_shape){mnk[0], mnk[1], mnk[2], "shape"};
-    return true;
-}
-
-static bool choose_cpus(struct latency_options *options, const char *text)
-{
-    static const uint32_t max[2] = {1023, 1023};
-    bool two = strchr(text, ',') != NULL;
-    uint32_t cpus[2];
-
-    if (!bench_parse_numbers(text, max, cpus, two ? 2 : 1, true))
-        return false;
-    snprintf(options->worker_cpu, sizeof(options->worker_cpu), "%u", cpus[0]);
-    options->bench.client_cpu = two ? cpus[1] : UINT_MAX;
-    return true;
-}
-
-static void take_shapes(struct latency_options *options, const struct bench_shape *from,
-                        size_t count)
-{
-    memcpy(options->shapes, from, count * sizeof(*from));
-    options->shape_count = (uint32_t)count;
-}
-
-/* False: wrong. */
-static bool apply(struct latency_options *options, int id)
-{
-    static const uint32_t rounds_max = BENCH_ROUNDS_MAX;
-
-    switch (id) {
-    case OPTION_SHAPE:
-        return add_shape(options, optarg);
-    case OPTION_GAP:
-        options->bench.gap_us = strtod(optarg, NULL);
-        return options->bench.gap_us >= 0 && options->bench.gap_us <= 1000;
-    case OPTION_ROUNDS:
-        return bench_parse_numbers(optarg, &rounds_max, &options->bench.rounds, 1, false);
-    case OPTION_SECONDS:
-        options->bench.seconds = strtod(optarg, NULL);
-        return options->bench.seconds >= 0.01 && options->bench.seconds <= 10;
-    case OPTION_CPUS:
-        return choose_cpus(options, optarg);
-    case OPTION_WORKER:
-        options->worker.program = optarg;
-        return true;
-    case OPTION_WORKER_OPTION:
-        return bench_worker_argument(&options->worker, optarg);
-    case OPTION_QUICK:
-        take_shapes(options, quick_shapes, sizeof(quick_shapes) / sizeof(*quick_shapes));
-        options->bench.rounds = 1;
-        options->bench.seconds = 0.05;
-        return true;
-    case OPTION_JSON:
-        options->json = true;
-        return true;
-    default:
-        return false;
-    }
-}
-
 /* ---- all of it ------------------------------------------------------------------------------- */
 
-static int measure(struct latency_options *options)
-{
-    struct latency_result results[LATENCY_SHAPES_MAX];
-    struct latency_bench *bench = &options->bench;
-    int status;
+enum { OPTION_GAP = COMMAND_OWN };
 
-    bench->socket = options->worker.socket;
-    status = latency_open(bench);
-    if (!status && !options->json)
+static const struct option long_options[] = {
+    COMMAND_ROW_SHAPE, COMMAND_ROW_ROUNDS, COMMAND_ROW_SECONDS, COMMAND_ROW_CPUS,
+    {"gap-us", required_argument, NULL, OPTION_GAP},
+    COMMAND_ROWS_LAST,
+};
+
+static bool apply(void *owner, int id, const char *value)
+{
+    struct latency_bench *bench = owner;
+
+    (void)id;
+    bench->gap_us = strtod(value, NULL);
+    return bench->gap_us >= 0 && bench->gap_us <= 1000;
+}
+
+static int measure(const struct command *command, struct latency_bench *bench)
+{
+    struct latency_result results[COMMAND_SHAPES_MAX];
+    int status = latency_open(bench);
+
+    if (!status && !command->json)
         print_head(bench);
-    for (uint32_t i = 0; i < options->shape_count && !status; i++) {
-        status = latency_measure(bench, &options->shapes[i], &results[i]);
-        if (!status && !options->json)
+    for (uint32_t i = 0; i < command->shape_count && !status; i++) {
+        status = latency_measure(bench, &command->shapes[i], &results[i]);
+        if (!status && !command->json)
             print_row(&results[i]);
     }
-    if (!status && options->json)
-        print_json(bench, results, options->shape_count);
+    if (!status && command->json)
+        print_json(bench, results, command->shape_count);
     latency_close(bench);
     return status;
 }
 
-/* The worker never sleeps in a pause between two jobs, and its CPU is known beforehand. */
-static void set_worker(struct latency_options *options)
-{
-    unsigned int cpus[1024], count = bench_cpus(cpus, 1024);
-
-    if (!*options->worker_cpu && count)
-        snprintf(options->worker_cpu, sizeof(options->worker_cpu), "%u", cpus[count - 1]);
-    bench_worker_argument(&options->worker, "--cpus");
-    bench_worker_argument(&options->worker, options->worker_cpu);
-    bench_worker_argument(&options->worker, "--spin-us");
-    bench_worker_argument(&options->worker, "10000");
-}
-
 int bench_latency(int argc, char **argv)
 {
-    struct latency_options options = {
-        .bench = {.client_cpu = UINT_MAX, .rounds = 5, .seconds = 0.5, .gap_us = 20}};
-    int id, status = EX_UNAVAILABLE;
+    struct latency_bench bench = {.gap_us = 20};
+    struct command command = {.name = "latency",
+                              .usage = usage_text,
+                              .options = long_options,
+                              .shape_max = {1024, 1 << 16, 65536},
+                              .seconds_min = 0.01,
+                              .apply = apply,
+                              .owner = &bench};
+    int status = EX_UNAVAILABLE;
 
-    while ((id = getopt_long(argc, argv, "", long_options, NULL)) != -1)
-        if (id == OPTION_HELP) {
-            fputs(usage_text, stdout);
-            return EX_OK;
-        } else if (!apply(&options, id)) {
-            fprintf(stderr, "gemmd-bench: wrong option or value; see gemmd-bench latency --help\n");
-            return EX_USAGE;
-        }
-    if (!options.shape_count)
-        take_shapes(&options, shapes, sizeof(shapes) / sizeof(*shapes));
-    set_worker(&options);
-    if (bench_worker_start(&options.worker))
-        status = measure(&options);
-    bench_worker_stop(&options.worker);
+    if (!command_parse(&command, argc, argv, &status))
+        return status;
+    if (command.quick)
+        command_default_shapes(&command, quick_shapes, sizeof(quick_shapes) / sizeof(*shapes));
+    command_default_shapes(&command, shapes, sizeof(shapes) / sizeof(*shapes));
+    bench.rounds = command.rounds ? command.rounds : command.quick ? 1 : 5;
+    bench.seconds = command.seconds > 0 ? command.seconds : command.quick ? 0.05 : 0.5;
+    bench.client_cpu = command.client_cpu;
+    bench.socket = command.worker.socket;
+    command_pin_worker(&command, "10000"); /* it never sleeps in a pause between two jobs */
+    if (bench_worker_start(&command.worker))
+        status = measure(&command, &bench);
+    bench_worker_stop(&command.worker);
     return status;
 }

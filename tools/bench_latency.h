@@ -10,7 +10,7 @@
 #include "client/gemmd.h"
 #include "tools/bench.h"
 
-enum { LATENCY_SHAPES_MAX = 16, FLOOD_M = 4096, FLOOD_N = 2048, FLOOD_K = 4096 };
+enum { FLOOD_M = 4096, FLOOD_N = 2048, FLOOD_K = 4096 };
 
 /* Medians of the rounds. */
 struct latency_result {

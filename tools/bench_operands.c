@@ -1,13 +1,11 @@
 /* gemmd-bench operands: command line and reports. */
 #include "tools/bench_operands.h"
 
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sysexits.h>
 
-#include "tools/bench_worker.h"
+#include "tools/bench_command.h"
 
 static const char usage_text[] =
     "usage: gemmd-bench operands [option ...]\n"
@@ -36,14 +34,6 @@ static const struct bench_shape quick_shapes[] = {{1, 256, 128, "operands"},
                                                   {33, 100, 192, "operands"}};
 
 enum { SAMPLE_NS = 20000000, SAMPLE_QUICK_NS = 1000000 };
-
-static struct {
-    struct bench_shape shapes[OPERANDS_SHAPES_MAX];
-    uint32_t shape_count;
-    struct operands_bench bench;
-    struct bench_worker worker;
-    bool quick, json;
-} options;
 
 /* ---- reports --------------------------------------------------------------------------------- */
 
@@ -85,108 +75,35 @@ static void json_rows(const struct bench_shape *shape, const struct operands_res
     }
 }
 
-/* ---- command line ---------------------------------------------------------------------------- */
-
-enum option_id { OPTION_LEVEL = 256, OPTION_SHAPE, OPTION_ROUNDS, OPTION_WORKER,
-                 OPTION_WORKER_OPTION, OPTION_QUICK, OPTION_JSON, OPTION_HELP };
+/* ---- all of it ------------------------------------------------------------------------------- */
 
 static const struct option long_options[] = {
-    {"level", required_argument, NULL, OPTION_LEVEL},
-    {"shape", required_argument, NULL, OPTION_SHAPE},
-    {"rounds", required_argument, NULL, OPTION_ROUNDS},
-    {"worker", required_argument, NULL, OPTION_WORKER},
-    {"worker-option", required_argument, NULL, OPTION_WORKER_OPTION},
-    {"quick", no_argument, NULL, OPTION_QUICK},
-    {"json", no_argument, NULL, OPTION_JSON},
-    {"help", no_argument, NULL, OPTION_HELP},
-    {NULL, 0, NULL, 0},
-};
+    COMMAND_ROW_LEVEL, COMMAND_ROW_SHAPE, COMMAND_ROW_ROUNDS, COMMAND_ROWS_LAST};
 
-static bool add_shape(const char *text)
+static struct command command = {.name = "operands",
+                                 .usage = usage_text,
+                                 .options = long_options,
+                                 .shape_max = {GEMM_ROWS_MAX, 1 << 20, GEMM_K_MAX}};
+
+static int measure(struct operands_bench *bench)
 {
-    static const uint32_t max[3] = {GEMM_ROWS_MAX, 1 << 20, GEMM_K_MAX};
-    uint32_t mnk[3];
-
-    if (options.shape_count == OPERANDS_SHAPES_MAX ||
-        !bench_parse_numbers(text, max, mnk, 3, false))
-        return false;
-    options.shapes[options.shape_count++] =
-        (struct bench_shape){mnk[0], mnk[1], mnk[2], "shape"};
-    return true;
-}
-
-/* False: wrong. */
-static bool apply(int id)
-{
-    static const uint32_t rounds_max = BENCH_ROUNDS_MAX;
-
-    switch (id) {
-    case OPTION_LEVEL:
-        options.bench.level = optarg;
-        return true;
-    case OPTION_SHAPE:
-        return add_shape(optarg);
-    case OPTION_ROUNDS:
-        return bench_parse_numbers(optarg, &rounds_max, &options.bench.rounds, 1, false);
-    case OPTION_WORKER:
-        options.worker.program = optarg;
-        return true;
-    case OPTION_WORKER_OPTION:
-        return bench_worker_argument(&options.worker, optarg);
-    case OPTION_QUICK:
-        options.quick = true;
-        return true;
-    case OPTION_JSON:
-        options.json = true;
-        return true;
-    default:
-        return false;
-    }
-}
-
-/* What the command line left open. */
-static void complete(void)
-{
-    const struct bench_shape *built_in = options.quick ? quick_shapes : shapes;
-    size_t count = options.quick ? sizeof(quick_shapes) / sizeof(*quick_shapes)
-                                  : sizeof(shapes) / sizeof(*shapes);
-    char mask[64];
-
-    if (!options.shape_count) {
-        memcpy(options.shapes, built_in, count * sizeof(*built_in));
-        options.shape_count = (uint32_t)count;
-    }
-    if (!options.bench.rounds)
-        options.bench.rounds = options.quick ? 3 : 9;
-    options.bench.sample_ns = options.quick ? SAMPLE_QUICK_NS : SAMPLE_NS;
-    if (options.bench.level) { /* a list is exactly these levels; one name is those below, too */
-        snprintf(mask, sizeof(mask), "ref,%s", options.bench.level);
-        setenv("GEMMD_CPU_MASK", mask, 1);
-    }
-}
-
-static int measure(void)
-{
-    struct operands_bench *bench = &options.bench;
     struct operands_result results[OPERANDS_KINDS];
-    int status;
+    int status = operands_open(bench);
 
-    bench->socket = options.worker.socket;
-    status = operands_open(bench);
-    if (!status && options.json)
+    if (!status && command.json)
         printf("{\"worker_kernel\":\"%s\",\"level\":\"%s\",\"cpus\":%u,\"rounds\":%u,"
                "\"results\":[",
                bench->info.kernel, bench->info.level, bench->info.cpu_count, bench->rounds);
     else if (!status)
         print_head(bench);
-    for (uint32_t i = 0; i < options.shape_count && !status; i++) {
-        status = operands_measure(bench, &options.shapes[i], results);
-        if (options.json)
-            json_rows(&options.shapes[i], results, i == 0);
+    for (uint32_t i = 0; i < command.shape_count && !status; i++) {
+        status = operands_measure(bench, &command.shapes[i], results);
+        if (command.json)
+            json_rows(&command.shapes[i], results, i == 0);
         else
-            print_rows(&options.shapes[i], results);
+            print_rows(&command.shapes[i], results);
     }
-    if (!status && options.json)
+    if (!status && command.json)
         printf("\n]}\n");
     operands_close(bench);
     return status;
@@ -195,23 +112,22 @@ static int measure(void)
 /* Also after a message that ends the program. */
 static void stop_worker(void)
 {
-    bench_worker_stop(&options.worker);
+    bench_worker_stop(&command.worker);
 }
 
 int bench_operands(int argc, char **argv)
 {
-    int id;
+    struct operands_bench bench = {.socket = command.worker.socket};
+    int status;
 
-    while ((id = getopt_long(argc, argv, "", long_options, NULL)) != -1)
-        if (id == OPTION_HELP) {
-            fputs(usage_text, stdout);
-            return EX_OK;
-        } else if (!apply(id)) {
-            fprintf(stderr,
-                    "gemmd-bench: wrong option or value; see gemmd-bench operands --help\n");
-            return EX_USAGE;
-        }
-    complete();
+    if (!command_parse(&command, argc, argv, &status))
+        return status;
+    if (command.quick)
+        command_default_shapes(&command, quick_shapes, sizeof(quick_shapes) / sizeof(*shapes));
+    command_default_shapes(&command, shapes, sizeof(shapes) / sizeof(*shapes));
+    bench.rounds = command.rounds ? command.rounds : command.quick ? 3 : 9;
+    bench.sample_ns = command.quick ? SAMPLE_QUICK_NS : SAMPLE_NS;
+    bench.level = command.level;
     atexit(stop_worker);
-    return bench_worker_start(&options.worker) ? measure() : EX_UNAVAILABLE;
+    return bench_worker_start(&command.worker) ? measure(&bench) : EX_UNAVAILABLE;
 }

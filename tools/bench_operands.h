@@ -10,7 +10,7 @@
 #include "kernels/gemm.h"
 #include "tools/bench.h"
 
-enum { OPERANDS_KINDS = 8, OPERANDS_SHAPES_MAX = 32 };
+enum { OPERANDS_KINDS = 8 };
 
 /* Medians of the times of a job, and of the ratios of one round's. */
 struct operands_result {

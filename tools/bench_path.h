@@ -8,8 +8,6 @@
 #include "client/gemmd.h"
 #include "tools/bench.h"
 
-enum { PATH_SHAPES_MAX = 32 };
-
 enum path_side {
     PATH_OWN,      /* the kernel called on the worker's CPU, by whoever has A and wants C */
     PATH_HANDOVER, /* the same by a thread there that is told so through one cache line, and answers

@@ -6,17 +6,15 @@
  */
 #include "tools/bench_team.h"
 
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sysexits.h>
 
 #include "client/gemmd.h"
-#include "tools/bench.h"
-#include "tools/bench_worker.h"
+#include "tools/bench_command.h"
 #include "tools/stress_machine.h"
 
-enum { SHAPES_MAX = 32, JOBS_MAX = 256, SIDES = 2 };
+enum { JOBS_MAX = 256, SIDES = 2 };
 #define NAP_NS      UINT64_C(2000000)
 #define IN_FLIGHT_NS 8e6
 #define ARENA_BYTES (UINT64_C(768) << 20)
@@ -54,13 +52,10 @@ struct side {
     double ns[BENCH_ROUNDS_MAX]; /* of a job */
 };
 
-struct team_options {
-    struct bench_shape shapes[SHAPES_MAX];
-    uint32_t shape_count;
+struct bench {
+    struct command command;
     unsigned int rounds;
     double seconds;
-    const char *level;
-    bool json;
     struct bench_machine machine;
     struct side sides[SIDES]; /* one thread; all */
 };
@@ -73,7 +68,7 @@ static int fail(const struct side *side, const char *what)
     return EX_SOFTWARE;
 }
 
-static int open_side(struct team_options *options, struct side *side, const char *cpus)
+static int open_side(struct bench *bench, struct side *side, const char *cpus)
 {
     struct gemmd_options connect;
 
@@ -91,8 +86,8 @@ static int open_side(struct team_options *options, struct side *side, const char
         fail(side, "connect");
         return EX_UNAVAILABLE;
     }
-    if (options->level && strcmp(options->level, side->info.level)) {
-        fprintf(stderr, "gemmd-bench: the worker has not level %s\n", options->level);
+    if (bench->command.level && strcmp(bench->command.level, side->info.level)) {
+        fprintf(stderr, "gemmd-bench: the worker has not level %s\n", bench->command.level);
         return EX_UNAVAILABLE;
     }
     return EX_OK;
@@ -194,20 +189,20 @@ static uint32_t depth_for(struct side *sides)
     return depth < 8 ? 8 : depth > JOBS_MAX ? JOBS_MAX : (uint32_t)depth;
 }
 
-static int measure_shape(struct team_options *options, const struct bench_shape *shape,
+static int measure_shape(struct bench *bench, const struct bench_shape *shape,
                          uint32_t *depth)
 {
-    struct side *sides = options->sides;
+    struct side *sides = bench->sides;
     struct bench_problem problem;
     int status = EX_OK;
 
-    bench_problem_open(&problem, &options->machine, shape);
+    bench_problem_open(&problem, &bench->machine, shape);
     for (int i = 0; i < SIDES && !status; i++)
         status = open_shape(&sides[i], &problem);
     *depth = status ? 0 : depth_for(sides);
-    for (uint32_t round = 0; round < options->rounds && !status; round++)
+    for (uint32_t round = 0; round < bench->rounds && !status; round++)
         for (int i = 0; i < SIDES && !status; i++) {
-            sides[i].ns[round] = measure_side(&sides[i], *depth, options->seconds);
+            sides[i].ns[round] = measure_side(&sides[i], *depth, bench->seconds);
             if (sides[i].ns[round] <= 0)
                 status = fail(&sides[i], "a job failed");
         }
@@ -221,35 +216,35 @@ static int measure_shape(struct team_options *options, const struct bench_shape 
     return status;
 }
 
-static void print_head(const struct team_options *options)
+static void print_head(const struct bench *bench)
 {
-    const struct gemmd_info *info = &options->sides[1].info;
+    const struct gemmd_info *info = &bench->sides[1].info;
 
-    if (options->json) {
+    if (bench->command.json) {
         printf("{\"cpu\":\"%s\",\"kernel\":\"%s\",\"level\":\"%s\",\"threads\":%u,\"rounds\":%u,"
-               "\"seconds\":%g,\"results\":[", options->machine.cpu, options->machine.kernel,
-               info->level, info->cpu_count, options->rounds, options->seconds);
+               "\"seconds\":%g,\"results\":[", bench->machine.cpu, bench->machine.kernel,
+               info->level, info->cpu_count, bench->rounds, bench->seconds);
         return;
     }
-    printf("cpu      %s\nkernel   %s\nlevel    %s, %s\n", options->machine.cpu,
-           options->machine.kernel, info->level, info->kernel);
-    printf("rounds   medians of %u rounds of %g s, in turn\n\n", options->rounds,
-           options->seconds);
+    printf("cpu      %s\nkernel   %s\nlevel    %s, %s\n", bench->machine.cpu,
+           bench->machine.kernel, info->level, info->kernel);
+    printf("rounds   medians of %u rounds of %g s, in turn\n\n", bench->rounds,
+           bench->seconds);
     printf("%18s %8s %9s %15s %15s %9s\n", "m,n,k", "MOP", "in flight", "1 thread, GOPS",
            "all, GOPS", "all/1");
 }
 
-static void print_row(const struct team_options *options, uint32_t index, uint32_t depth)
+static void print_row(const struct bench *bench, uint32_t index, uint32_t depth)
 {
-    const struct bench_shape *shape = &options->shapes[index];
-    const struct side *sides = options->sides;
-    double one = bench_gops(shape, bench_median(sides[0].ns, options->rounds));
-    double all = bench_gops(shape, bench_median(sides[1].ns, options->rounds));
-    double ratio = bench_median_ratio(sides[0].ns, sides[1].ns, options->rounds);
+    const struct bench_shape *shape = &bench->command.shapes[index];
+    const struct side *sides = bench->sides;
+    double one = bench_gops(shape, bench_median(sides[0].ns, bench->rounds));
+    double all = bench_gops(shape, bench_median(sides[1].ns, bench->rounds));
+    double ratio = bench_median_ratio(sides[0].ns, sides[1].ns, bench->rounds);
     char name[40];
 
     snprintf(name, sizeof(name), "%u,%u,%u", shape->m, shape->n, shape->k);
-    if (options->json)
+    if (bench->command.json)
         printf("%s\n{\"m\":%u,\"n\":%u,\"k\":%u,\"in_flight\":%u,\"one_gops\":%.1f,"
                "\"all_gops\":%.1f,\"ratio\":%.3f}",
                index ? "," : "", shape->m, shape->n, shape->k, depth, one, all, ratio);
@@ -272,9 +267,9 @@ static bool list_cpus(char one[16], char all[8192])
     return count > 1;
 }
 
-static int measure(struct team_options *options)
+static int measure(struct bench *bench)
 {
-    char one[16] = "", all[8192] = "", mask[64];
+    char one[16] = "", all[8192] = "";
     uint32_t depth;
     int status;
 
@@ -282,119 +277,50 @@ static int measure(struct team_options *options)
         fprintf(stderr, "gemmd-bench: team needs a second CPU\n");
         return EX_UNAVAILABLE;
     }
-    if (options->level) { /* a list is exactly these levels; one name is those below, too */
-        snprintf(mask, sizeof(mask), "ref,%s", options->level);
-        setenv("GEMMD_CPU_MASK", mask, 1);
-    }
     stress_ns_per_tick();
-    bench_machine_open(&options->machine);
-    status = open_side(options, &options->sides[0], one);
+    bench_machine_open(&bench->machine);
+    status = open_side(bench, &bench->sides[0], one);
     if (!status)
-        status = open_side(options, &options->sides[1], all);
+        status = open_side(bench, &bench->sides[1], all);
     if (!status)
-        print_head(options);
-    for (uint32_t i = 0; i < options->shape_count && !status; i++) {
-        status = measure_shape(options, &options->shapes[i], &depth);
+        print_head(bench);
+    for (uint32_t i = 0; i < bench->command.shape_count && !status; i++) {
+        status = measure_shape(bench, &bench->command.shapes[i], &depth);
         if (!status)
-            print_row(options, i, depth);
+            print_row(bench, i, depth);
     }
-    if (!status && options->json)
+    if (!status && bench->command.json)
         printf("\n]}\n");
     return status;
 }
 
 /* ---- command line ---------------------------------------------------------------------------- */
 
-enum option_id { OPTION_SHAPE = 256, OPTION_LEVEL, OPTION_ROUNDS, OPTION_SECONDS, OPTION_WORKER,
-                 OPTION_WORKER_OPTION, OPTION_QUICK, OPTION_JSON, OPTION_HELP };
-
-static const struct option long_options[] = {
-    {"shape", required_argument, NULL, OPTION_SHAPE},
-    {"level", required_argument, NULL, OPTION_LEVEL},
-    {"rounds", required_argument, NULL, OPTION_ROUNDS},
-    {"seconds", required_argument, NULL, OPTION_SECONDS},
-    {"worker", required_argument, NULL, OPTION_WORKER},
-    {"worker-option", required_argument, NULL, OPTION_WORKER_OPTION},
-    {"quick", no_argument, NULL, OPTION_QUICK},
-    {"json", no_argument, NULL, OPTION_JSON},
-    {"help", no_argument, NULL, OPTION_HELP},
-    {NULL, 0, NULL, 0},
-};
-
-static bool add_shape(struct team_options *options, const char *text)
-{
-    static const uint32_t max[3] = {1024, 1 << 16, 65536};
-    uint32_t mnk[3];
-
-    if (options->shape_count == SHAPES_MAX || !bench_parse_numbers(text, max, mnk, 3, false) ||
-        (uint64_t)mnk[0] * (mnk[1] + mnk[2]) > ARENA_BYTES / 2 / JOBS_MAX)
-        return false;
-    options->shapes[options->shape_count++] =
-        (struct bench_shape){mnk[0], mnk[1], mnk[2], "shape"};
-    return true;
-}
-
-/* False: wrong. */
-static bool apply(struct team_options *options, int id)
-{
-    static const uint32_t rounds_max = BENCH_ROUNDS_MAX;
-
-    switch (id) {
-    case OPTION_SHAPE:
-        return add_shape(options, optarg);
-    case OPTION_LEVEL:
-        options->level = optarg;
-        return strlen(optarg) < 32;
-    case OPTION_ROUNDS:
-        return bench_parse_numbers(optarg, &rounds_max, &options->rounds, 1, false);
-    case OPTION_SECONDS:
-        options->seconds = strtod(optarg, NULL);
-        return options->seconds >= 0.01 && options->seconds <= 10;
-    case OPTION_WORKER:
-        options->sides[0].worker.program = options->sides[1].worker.program = optarg;
-        return true;
-    case OPTION_WORKER_OPTION:
-        return bench_worker_argument(&options->sides[0].worker, optarg) &&
-               bench_worker_argument(&options->sides[1].worker, optarg);
-    case OPTION_QUICK:
-        options->shapes[0] = shapes[0];
-        options->shape_count = 1;
-        options->rounds = 1;
-        options->seconds = 0.05;
-        return true;
-    case OPTION_JSON:
-        options->json = true;
-        return true;
-    default:
-        return false;
-    }
-}
+static const struct option long_options[] = {COMMAND_ROW_SHAPE, COMMAND_ROW_LEVEL,
+                                             COMMAND_ROW_ROUNDS, COMMAND_ROW_SECONDS,
+                                             COMMAND_ROWS_LAST};
 
 int bench_team(int argc, char **argv)
 {
-    static struct team_options options = {.rounds = 7, .seconds = 0.3};
-    int id, status;
+    static struct bench bench = {.command = {.name = "team",
+                                             .usage = usage_text,
+                                             .options = long_options,
+                                             .shape_max = {1024, 1 << 16, 65536},
+                                             .seconds_min = 0.01}};
+    struct command *command = &bench.command;
+    int status;
 
-    while ((id = getopt_long(argc, argv, "", long_options, NULL)) != -1)
-        if (id == OPTION_HELP) {
-            fputs(usage_text, stdout);
-            return EX_OK;
-        } else if (!apply(&options, id)) {
-            fprintf(stderr, "gemmd-bench: team: wrong option or value; see --help\n");
-            return EX_USAGE;
-        }
-    if (optind < argc) {
-        fprintf(stderr, "gemmd-bench: team: no argument is expected\n");
-        return EX_USAGE;
-    }
-    if (!options.shape_count) {
-        memcpy(options.shapes, shapes, sizeof(shapes));
-        options.shape_count = sizeof(shapes) / sizeof(shapes[0]);
-    }
-    status = measure(&options);
+    if (!command_parse(command, argc, argv, &status))
+        return status;
+    command_default_shapes(command, shapes, command->quick ? 1 : sizeof(shapes) / sizeof(*shapes));
+    bench.rounds = command->rounds ? command->rounds : command->quick ? 1 : 7;
+    bench.seconds = command->seconds > 0 ? command->seconds : command->quick ? 0.05 : 0.3;
+    for (int i = 0; i < SIDES; i++)
+        bench.sides[i].worker = command->worker;
+    status = measure(&bench);
     for (int i = 0; i < SIDES; i++) {
-        gemmd_close(&options.sides[i].session);
-        bench_worker_stop(&options.sides[i].worker);
+        gemmd_close(&bench.sides[i].session);
+        bench_worker_stop(&bench.sides[i].worker);
     }
     return status;
 }

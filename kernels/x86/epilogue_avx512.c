@@ -206,19 +206,19 @@ INLINE int is_u8_relu(const struct gemm_epilogue *epilogue)
 }
 
 /* Whether some sum could reach 2^31 in the end: never with the scales of a quantised network. Each
- * rounded step is monotonic, so what bounds the factors bounds the result; an infinity is no less
- * than anything. */
+ * rounded step is monotonic, so what bounds the factors bounds the result; neither an infinity nor
+ * a NaN is less than anything. */
 INLINE int needs_clamp(const struct columns *columns, size_t count, __m512 inverse)
 {
-    __m512 most = _mm512_setzero_ps();
+    __mmask16 large = 0;
 
     for (size_t v = 0; v < count; v++) {
         __m512 f = _mm512_mul_ps(_mm512_abs_ps(columns[v].scale), _mm512_set1_ps(0x1p31f));
 
-        most = _mm512_max_ps(most, _mm512_add_ps(f, _mm512_abs_ps(columns[v].bias)));
+        f = _mm512_mul_ps(_mm512_add_ps(f, _mm512_abs_ps(columns[v].bias)), inverse);
+        large |= _mm512_cmp_ps_mask(f, _mm512_set1_ps(0x1p30f), _CMP_NLT_UQ);
     }
-    return _mm512_cmp_ps_mask(_mm512_mul_ps(most, inverse), _mm512_set1_ps(0x1p30f),
-                              _CMP_NLT_UQ) != 0;
+    return large != 0;
 }
 
 INLINE __m512i u8_relu(int clamp, const struct columns *columns, __m512 inverse, __m512i sum)

@@ -105,9 +105,9 @@ void quantize_weights(unsigned int bits, size_t n, size_t k, const float *w, siz
 
 /*
  * One channel of k floats (finite) to s4 for kernels/int4.h: a scale for each group by `method`,
- * the largest of them / 65535 as the channel's scale, multipliers rounded to it (1 at least),
- * and the integers of the scales so rounded.  b: ceil(k / 2) bytes; multipliers: ceil(k /
- * group); group: 32, 64 or 128.  Returns the channel's scale, a normal number.
+ * the largest of them / 65535 as the channel's scale, multipliers rounded to it (up below 8), and
+ * the integers of the scales so rounded.  b: ceil(k / 2) bytes; multipliers: ceil(k / group);
+ * group: 32, 64 or 128.  Returns the channel's scale, a normal number.
  */
 float quantize_s4(enum quantize_method method, uint32_t k, uint32_t group, const float *w,
                   uint8_t *b, uint16_t *multipliers);

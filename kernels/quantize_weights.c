@@ -179,7 +179,7 @@ void quantize_weights(unsigned int bits, size_t n, size_t k, const float *w, siz
 
 /* ---- s4 -------------------------------------------------------------------------------------- */
 
-enum { GROUPS_MAX = GEMM_K_MAX / 32 };
+enum { GROUPS_MAX = GEMM_K_MAX / 32, UP_BELOW = 8 };
 
 /* The integers of one group at its rounded scale. */
 static void quantise_group(size_t begin, size_t length, const float *w, double scale, uint8_t *b)
@@ -208,8 +208,10 @@ float quantize_s4(enum quantize_method method, uint32_t k, uint32_t group, const
     memset(b, 0, (k + (size_t)1) / 2);
     for (size_t g = 0, begin = 0; begin < k; g++, begin += group) {
         size_t length = k - begin < group ? k - begin : group;
-        double multiplier = nearbyint((double)scales[g] / (double)channel);
+        double multiplier = (double)scales[g] / (double)channel;
 
+        /* Rounded down, 6.4 would clamp a weight of 7 steps by 7 * 0.4 / 6 of one. */
+        multiplier = multiplier < UP_BELOW ? ceil(multiplier) : nearbyint(multiplier);
         multipliers[g] = (uint16_t)fmin(fmax(multiplier, 1), 65535);
         quantise_group(begin, length, w, multipliers[g] * (double)channel, b);
     }

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "tests/harness.h"
+#include "tests/sanitizers.h"
 
 uint64_t machine_now_ns(void)
 {
@@ -163,21 +164,6 @@ bool machine_wait_asleep(pid_t pid, int timeout_ms)
     }
     return in_a_row >= 10;
 }
-
-/* gcc has a macro for each, clang a feature. */
-#ifndef __has_feature
-#define __has_feature(feature) 0
-#endif
-#if defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
-#define HAS_TSAN true
-#else
-#define HAS_TSAN false
-#endif
-#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
-#define HAS_ASAN true
-#else
-#define HAS_ASAN false
-#endif
 
 bool machine_is_sanitized(void)
 {

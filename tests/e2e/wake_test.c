@@ -113,7 +113,8 @@ static void check_level(const char *level)
     cpu_ns = machine_cpu_ns(worker.pid) - cpu_ns;
     percent = 100.0 * (double)cpu_ns / (double)(machine_now_ns() - since_ns);
     printf("idle: %.3f %% of a CPU\n", percent);
-    assert_true(percent < 0.5); /* the figure to reach is 0.1; a busy machine's caches are cold */
+    /* The figure to reach is 0.1; a busy machine's caches are cold, a sanitizer's threads work. */
+    assert_true(percent < (machine_is_sanitized() ? 5 : 0.5));
     gemmd_close(&session);
     harness_stop(&worker);
 }

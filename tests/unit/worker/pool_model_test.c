@@ -1,6 +1,7 @@
 /* The weight pool as an allocator: limit, joined ranges, random requests beside a shadow list. */
 #include "unit.h"
 
+#include "tests/sanitizers.h"
 #include "worker/pool.h"
 
 #define KIB UINT64_C(1024)
@@ -191,7 +192,7 @@ static void shadow_model(void **state)
  * by others when the pool refuses: the oldest first, as the registry does, or any.  At each refusal
  * the room that is free and cannot be used is stranded.
  */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if HAS_ASAN || HAS_TSAN
 #define DAY_OPERATIONS 4000
 #else
 #define DAY_OPERATIONS 20000

@@ -184,7 +184,8 @@ static double measure_side(struct side *side, uint32_t depth, double seconds)
 /* As many jobs as keep the faster side busy over several naps. */
 static uint32_t depth_for(struct side *sides)
 {
-    double ns = measure_side(&sides[0], 8, 0.02) / 2, depth = ns > 0 ? IN_FLIGHT_NS / ns : 8;
+    double ns = measure_side(&sides[0], JOBS_MAX, 0.02) / 2;
+    double depth = ns > 0 ? IN_FLIGHT_NS / ns : 8;
 
     return depth < 8 ? 8 : depth > JOBS_MAX ? JOBS_MAX : (uint32_t)depth;
 }

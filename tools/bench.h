@@ -61,8 +61,10 @@ const char *bench_pages_name(enum bench_pages pages);
 void *bench_alloc(struct bench_machine *machine, size_t bytes);
 void bench_free(void *memory, size_t bytes);
 
-/* ---- medians of up to BENCH_ROUNDS_MAX rounds (bench_median.c) ------------------------------- */
+/* ---- medians (bench_median.c) ---------------------------------------------------------------- */
 
+void bench_sort(double *values, size_t count);
+/* Of up to BENCH_ROUNDS_MAX rounds. */
 double bench_median(const double *values, unsigned int count);
 /* Of the ratios of neighbouring measurements. */
 double bench_median_ratio(const double *above, const double *below, unsigned int count);

@@ -188,26 +188,14 @@ static uint32_t sample(struct run *run, double seconds)
     return count;
 }
 
-static int compare(const void *left, const void *right)
-{
-    double a = *(const double *)left, b = *(const double *)right;
-
-    return (a > b) - (a < b);
-}
-
-static double median(double *values, uint32_t count)
-{
-    qsort(values, count, sizeof(*values), compare);
-    return values[count / 2];
-}
-
 static bool measure_side(struct run *run, double *p50_ns, double *p99_ns)
 {
     uint32_t count;
 
     sample(run, run->bench->seconds / 4);
     count = sample(run, run->bench->seconds);
-    *p50_ns = median(run->ns, count);
+    bench_sort(run->ns, count);
+    *p50_ns = run->ns[count / 2];
     *p99_ns = run->ns[(uint64_t)count * 99 / 100];
     return !run->failed;
 }
@@ -250,14 +238,14 @@ static bool measure_rounds(struct run *run, struct latency_result *out)
         p50_ratio[i] = beside_p50[i] / alone_p50[i];
         p99_ratio[i] = beside_p99[i] / alone_p99[i];
     }
-    out->alone_p50_ns = median(alone_p50, rounds);
-    out->alone_p99_ns = median(alone_p99, rounds);
-    out->beside_p50_ns = median(beside_p50, rounds);
-    out->beside_p99_ns = median(beside_p99, rounds);
-    out->p50_ratio = median(p50_ratio, rounds);
-    out->p99_ratio = median(p99_ratio, rounds);
-    out->flood_gops = median(gops, rounds);
-    out->flood_alone_gops = median(alone_gops, rounds);
+    out->alone_p50_ns = bench_median(alone_p50, rounds);
+    out->alone_p99_ns = bench_median(alone_p99, rounds);
+    out->beside_p50_ns = bench_median(beside_p50, rounds);
+    out->beside_p99_ns = bench_median(beside_p99, rounds);
+    out->p50_ratio = bench_median(p50_ratio, rounds);
+    out->p99_ratio = bench_median(p99_ratio, rounds);
+    out->flood_gops = bench_median(gops, rounds);
+    out->flood_alone_gops = bench_median(alone_gops, rounds);
     return true;
 }
 

@@ -11,12 +11,17 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+void bench_sort(double *values, size_t count)
+{
+    qsort(values, count, sizeof(*values), compare);
+}
+
 double bench_median(const double *values, unsigned int count)
 {
     double sorted[BENCH_ROUNDS_MAX];
 
     memcpy(sorted, values, count * sizeof(*values));
-    qsort(sorted, count, sizeof(*sorted), compare);
+    bench_sort(sorted, count);
     return count % 2 ? sorted[count / 2] : (sorted[count / 2 - 1] + sorted[count / 2]) / 2;
 }
 

@@ -131,19 +131,6 @@ sample(struct run *run, void (*call)(struct run *), uint8_t *a, const uint8_t *c
     return count;
 }
 
-static int compare(const void *left, const void *right)
-{
-    double a = *(const double *)left, b = *(const double *)right;
-
-    return (a > b) - (a < b);
-}
-
-static double median(double *values, uint32_t count)
-{
-    qsort(values, count, sizeof(*values), compare);
-    return values[count / 2];
-}
-
 /* Warms, then measures one side. */
 static bool measure_side(struct run *run, enum path_side side, double *ns, double *read_ns)
 {
@@ -171,8 +158,10 @@ static bool measure_side(struct run *run, enum path_side side, double *ns, doubl
         sample(run, call_worker, run->a, run->c, seconds / 4);
         count = sample(run, call_worker, run->a, run->c, seconds);
     }
-    *ns = median(run->call_ns, count);
-    *read_ns = median(run->read_ns, count);
+    bench_sort(run->call_ns, count);
+    bench_sort(run->read_ns, count);
+    *ns = run->call_ns[count / 2];
+    *read_ns = run->read_ns[count / 2];
     return !run->failed;
 }
 
@@ -199,13 +188,13 @@ static int measure_rounds(struct run *run, struct path_result *out)
         handover_more[i] = ns[PATH_WORKER][i] - ns[PATH_HANDOVER][i];
     }
     for (int side = 0; side < PATH_SIDES; side++) {
-        out->ns[side] = median(ns[side], rounds);
-        out->read_ns[side] = median(read_ns[side], rounds);
+        out->ns[side] = bench_median(ns[side], rounds);
+        out->read_ns[side] = bench_median(read_ns[side], rounds);
     }
-    out->own_ratio = median(own_ratio, rounds);
-    out->own_more_ns = median(own_more, rounds);
-    out->handover_ratio = median(handover_ratio, rounds);
-    out->handover_more_ns = median(handover_more, rounds);
+    out->own_ratio = bench_median(own_ratio, rounds);
+    out->own_more_ns = bench_median(own_more, rounds);
+    out->handover_ratio = bench_median(handover_ratio, rounds);
+    out->handover_more_ns = bench_median(handover_more, rounds);
     return EX_OK;
 }
 

@@ -3,6 +3,7 @@
  * attaches.  Each round hashes them alone, with the same function, before and after; what is left
  * is the cost of gemmd.
  */
+#include "tools/bench.h"
 #include "tools/bench_sharing.h"
 
 #include <stdlib.h>
@@ -47,16 +48,9 @@ static double hash_ms(const struct sharing_model *model)
     return now_ms() - start_ms;
 }
 
-static int by_value(const void *left, const void *right)
-{
-    double a = *(const double *)left, b = *(const double *)right;
-
-    return (a > b) - (a < b);
-}
-
 static double quantile(double values[ROUNDS], uint32_t numerator, uint32_t denominator)
 {
-    qsort(values, ROUNDS, sizeof(values[0]), by_value);
+    bench_sort(values, ROUNDS);
     return values[(uint64_t)(ROUNDS - 1) * numerator / denominator];
 }
 

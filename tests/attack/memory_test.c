@@ -260,30 +260,6 @@ static void test_no_names(void **state)
 
 /* ---- a memory error -------------------------------------------------------------------------- */
 
-static pid_t dispatcher_of(pid_t pid)
-{
-    char path[64], name[32];
-    pid_t found = 0;
-    DIR *directory;
-
-    snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
-    directory = opendir(path);
-    REQUIRE(directory != NULL);
-    for (const struct dirent *entry; !found && (entry = readdir(directory)) != NULL;) {
-        FILE *file;
-
-        snprintf(path, sizeof(path), "/proc/%d/task/%.16s/comm", (int)pid, entry->d_name);
-        file = fopen(path, "re");
-        if (file && fgets(name, sizeof(name), file) && strncmp(name, "gemmd-dispatch", 14) == 0)
-            found = (pid_t)strtol(entry->d_name, NULL, 10);
-        if (file)
-            fclose(file);
-    }
-    closedir(directory);
-    REQUIRE(found > 0);
-    return found;
-}
-
 /* Where the process has mapped the file of `fd`. */
 static uintptr_t mapping_of(pid_t pid, int fd)
 {
@@ -310,7 +286,7 @@ static uintptr_t mapping_of(pid_t pid, int fd)
 /* Delivers SIGBUS to the dispatcher as the kernel does for a poisoned page at `address`. */
 static void inject_memory_error(uintptr_t address)
 {
-    pid_t thread = dispatcher_of(worker.pid);
+    pid_t thread = machine_thread(worker.pid, "gemmd-dispatch");
     siginfo_t info = {.si_signo = SIGBUS, .si_code = BUS_MCEERR_AR};
     int status;
 

@@ -4,7 +4,6 @@
  */
 #include "tests/harness.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -240,41 +239,6 @@ static const struct rule {
 static unsigned seen[RULE_COUNT]; /* by which threads */
 static unsigned unknown;
 
-static pid_t find_thread(pid_t pid, const char *wanted)
-{
-    char path[300], name[32];
-    pid_t found = 0;
-    DIR *directory;
-
-    snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
-    directory = opendir(path);
-    REQUIRE(directory != NULL);
-    for (const struct dirent *entry; !found && (entry = readdir(directory)) != NULL;) {
-        FILE *file;
-
-        snprintf(path, sizeof(path), "/proc/%d/task/%s/comm", (int)pid, entry->d_name);
-        file = fopen(path, "re");
-        if (file && fgets(name, sizeof(name), file) &&
-            strncmp(name, wanted, strlen(wanted)) == 0)
-            found = (pid_t)strtol(entry->d_name, NULL, 10);
-        if (file)
-            fclose(file);
-    }
-    closedir(directory);
-    return found;
-}
-
-/* A thread gives itself its name, perhaps after the worker said that it is ready. */
-static pid_t thread_named(pid_t pid, const char *wanted)
-{
-    pid_t found = 0;
-
-    for (int i = 0; i < 10000 && !(found = find_thread(pid, wanted)); i++)
-        usleep(1000);
-    REQUIRE(found > 0);
-    return found;
-}
-
 /* Lines of strace -f: "PID name(…". */
 static void read_trace(const char *path, pid_t control, pid_t watchdog, pid_t helper)
 {
@@ -361,8 +325,8 @@ static void trace_level(const char *level)
     snprintf(setting, sizeof(setting), "GEMMD_EVENT_LEVEL=%s", level);
     harness_start(&worker, arguments, environment);
     control = worker.pid;
-    watchdog = thread_named(worker.pid, "gemmd-watchdog");
-    helper = thread_named(worker.pid, "gemmd-helper");
+    watchdog = machine_thread(worker.pid, "gemmd-watchdog");
+    helper = machine_thread(worker.pid, "gemmd-helper");
     snprintf(path, sizeof(path), "/tmp/gemmd-trace-%d", (int)getpid());
     snprintf(target, sizeof(target), "%d", (int)worker.pid);
     fflush(NULL);
@@ -418,7 +382,7 @@ static void check_wedge(const char *thread, int limit_s)
     pid_t victim;
 
     harness_start(&worker, arguments, NULL);
-    victim = thread ? thread_named(worker.pid, thread) : worker.pid;
+    victim = thread ? machine_thread(worker.pid, thread) : worker.pid;
     REQUIRE(victim > 0);
     before_ns = machine_now_ns();
     if (ptrace(PTRACE_SEIZE, victim, NULL, NULL) < 0)

@@ -153,6 +153,40 @@ static bool is_asleep(pid_t pid)
     return asleep;
 }
 
+static pid_t find_thread(pid_t pid, const char *wanted)
+{
+    char path[300], name[32];
+    pid_t found = 0;
+    DIR *directory;
+
+    snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+    directory = opendir(path);
+    REQUIRE(directory != NULL);
+    for (const struct dirent *entry; !found && (entry = readdir(directory)) != NULL;) {
+        FILE *file;
+
+        snprintf(path, sizeof(path), "/proc/%d/task/%s/comm", (int)pid, entry->d_name);
+        file = fopen(path, "re");
+        if (file && fgets(name, sizeof(name), file) &&
+            strncmp(name, wanted, strlen(wanted)) == 0)
+            found = (pid_t)strtol(entry->d_name, NULL, 10);
+        if (file)
+            fclose(file);
+    }
+    closedir(directory);
+    return found;
+}
+
+pid_t machine_thread(pid_t pid, const char *wanted)
+{
+    pid_t found = 0;
+
+    for (int i = 0; i < 10000 && !(found = find_thread(pid, wanted)); i++)
+        usleep(1000);
+    REQUIRE(found > 0);
+    return found;
+}
+
 bool machine_wait_asleep(pid_t pid, int timeout_ms)
 {
     uint64_t deadline_ns = machine_now_ns() + (uint64_t)timeout_ms * 1000000;

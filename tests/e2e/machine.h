@@ -28,6 +28,10 @@ unsigned machine_mappings(pid_t pid, const char *text);
 /* CPU time of a process, all threads, in ns as the scheduler counted them. */
 uint64_t machine_cpu_ns(pid_t pid);
 
+/* The thread whose name begins so.  Waits for it: a thread gives itself its name, perhaps after the
+ * worker said that it is ready. */
+pid_t machine_thread(pid_t pid, const char *name);
+
 /* Waits until the process has slept (state S in every thread) for 10 ms; false after timeout_ms. */
 bool machine_wait_asleep(pid_t pid, int timeout_ms);
 

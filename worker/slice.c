@@ -138,13 +138,28 @@ static uint64_t chunk_ns(const struct executor *executor, uint64_t estimate_ns)
     return ns > EXECUTOR_CHUNK_MIN_NS ? ns : EXECUTOR_CHUNK_MIN_NS;
 }
 
+/* Each thread of the team has its own rows, and all of the weights, where these stay in its L2 from
+ * job to job: rows are new each time, and come from another core.  Not a few rows, though: each
+ * block of them takes the panels from L2 again. */
+static bool is_cut_by_rows(const struct executor_slice *slice, uint32_t threads,
+                           uint64_t estimate_ns)
+{
+    const struct layer_view *view = &slice->layer->view;
+
+    return threads > 1 && estimate_ns >= EXECUTOR_TEAM_NS &&
+           slice->scan->rows >= threads * EXECUTOR_TEAM_ROWS &&
+           (uint64_t)view->n * view->k <= EXECUTOR_TEAM_WEIGHTS;
+}
+
 /* Several panels a chunk while rows are few, else blocks of rows of one panel. */
 static void cut(struct executor *executor, struct executor_slice *slice,
                 const struct scheduler_scan *scan, uint64_t *estimate_ns)
 {
     uint32_t tile = scan->layer->tile_rows, tiles = divide_up(scan->rows, tile), blocks = 1;
+    uint32_t threads = team_size(executor->config.team);
     uint32_t to_the_end = scan->layer->panels - scan->position;
-    uint64_t panel_ns = scheduler_estimate_ns(scan->layer, scan->rows, 1) + 1, wanted_ns;
+    uint64_t panel_ns = scheduler_estimate_ns(scan->layer, scan->rows, 1) + 1;
+    uint64_t wanted_ns, block_ns;
 
     *slice = (struct executor_slice){.executor = executor,
                                      .scan = scan,
@@ -154,13 +169,16 @@ static void cut(struct executor *executor, struct executor_slice *slice,
     slice->panels = scan->panels_now < to_the_end ? scan->panels_now : to_the_end;
     *estimate_ns = panel_ns * slice->panels;
     wanted_ns = chunk_ns(executor, *estimate_ns);
-    slice->panel_step = panel_ns < wanted_ns ? (uint32_t)(wanted_ns / panel_ns) : 1;
     if (panel_ns > 2 * wanted_ns)
         blocks = divide_up(panel_ns, wanted_ns);
+    if (is_cut_by_rows(slice, threads, *estimate_ns))
+        blocks = divide_up(blocks, threads) * threads;
     if (blocks > tiles)
         blocks = tiles;
     slice->row_step = divide_up(tiles, blocks) * tile;
     slice->row_blocks = divide_up(scan->rows, slice->row_step);
+    block_ns = panel_ns / slice->row_blocks + 1;
+    slice->panel_step = block_ns < wanted_ns ? (uint32_t)(wanted_ns / block_ns) : 1;
     slice->chunk_count = divide_up(slice->panels, slice->panel_step) * slice->row_blocks;
 }
 

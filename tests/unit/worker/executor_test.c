@@ -1,10 +1,12 @@
 /* The executor: from submission to completion, sessions that share a scan, interruptions. */
 #include "tests/unit/worker/unit.h"
 
+#include <sched.h>
+
 #include "tests/unit/worker/executor_scene.h"
 #include "worker/clock.h"
 
-enum { N = 1000, K = 200, ROWS = 40, ARENA = 1 << 20, C_AT = 1 << 16 };
+enum { N = 1000, K = 200, ROWS = 40, ARENA = 5 << 18, C_AT = 1 << 16 };
 
 static struct executor_scene scene;
 static uint8_t arenas[SCENE_CLIENTS][ARENA] __attribute__((aligned(64)));
@@ -87,6 +89,35 @@ static void test_shared_scan(void **state)
     assert_int_equal(scene.stats.jobs, 3 + 3); /* and the empty ones */
     assert_int_equal(scene.stats.rows, 1 + 8 + 15);
     assert_true(scene.stats.shared_slices > 0);
+    executor_scene_close(&scene);
+}
+
+/* Two threads and many rows: each has its own half of them. */
+static void test_cut_by_rows(void **state)
+{
+    const uint32_t rows = 2 * EXECUTOR_TEAM_ROWS;
+    cpu_set_t cpus;
+    int cpu = 0;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
+    while (!CPU_ISSET(cpu, &cpus))
+        cpu++;
+    CPU_SET(cpu, &executor_scene_cpus);
+    open_scene(1);
+    CPU_ZERO(&executor_scene_cpus);
+    for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++)
+        scene.layer.scheduled.cost[i] = 100 * 16;
+    scene.layer.scheduled.rows_short = 0;
+    scene.layer.scheduled.rows_cap = rows;
+    submit(0, rows, 1);
+    executor_take(&scene.executor, &scene.clients[0].session.ring);
+    assert_true(executor_step(&scene.executor));
+    assert_int_equal(scene.executor.slices[0].rows, rows);
+    assert_int_equal(scene.executor.slices[0].row_blocks % 2, 0);
+    run_all();
+    expect(0, 1, GEMMD_STATUS_OK);
+    check_result(0, rows);
     executor_scene_close(&scene);
 }
 
@@ -318,6 +349,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shared_scan),
+        cmocka_unit_test(test_cut_by_rows),
         cmocka_unit_test(test_interrupted),
         cmocka_unit_test(test_added_to_once),
         cmocka_unit_test(test_taken_away),

@@ -39,7 +39,7 @@
 struct executor_slice {
     struct executor *executor;
     const struct scheduler_scan *scan;
-    const struct scan_rows *on_board; /* its rows */
+    struct scan_rows *on_board; /* its rows */
     struct layer *layer;
     uint32_t panels;      /* from scan->position on, without wrapping */
     uint32_t panel_step;  /* of a chunk */

@@ -63,6 +63,7 @@ static void scene_open_layer(struct executor_scene *scene, uint32_t n, uint32_t 
     scene->layer = (struct layer){.view = {.s8 = {kernel, n, k, scene->packed},
                                            .n = n,
                                            .k = k,
+                                           .a_type = GEMM_TYPE_U8,
                                            .nr = kernel->nr,
                                            .mr = kernel->mr,
                                            .kernel_id = kernel->id}};

@@ -11,7 +11,8 @@ static const char usage_text[] =
     "usage: gemmd-bench latency [option ...]\n"
     "Jobs of the latency class, one at a time, by a private worker on one CPU for a client that\n"
     "spins on another: alone, and beside a client that always has 16 jobs of 4096 x 2048 x 4096\n"
-    "in flight.\n"
+    "in flight.  Beside them the limit: the kernel called through one cache line by a thread on\n"
+    "the worker's CPU, alone and between parts of as much work.\n"
     "\n"
     "  --shape M,N,K     only this shape; may be repeated\n"
     "  --gap-us T        pause before each job, random with this mean (default 20)\n"
@@ -44,10 +45,10 @@ static void print_head(const struct latency_bench *bench)
     printf("gap      %g us before each job, on average\n", bench->gap_us);
     printf("flood    jobs of %d x %d x %d; its GOPS beside the jobs, and without them\n\n", FLOOD_M,
            FLOOD_N, FLOOD_K);
-    printf("%14s %19s %21s %15s %21s\n", "", "alone, us", "beside the flood, us", "beside / alone",
-           "flood, GOPS");
-    printf("%14s %9s %9s %11s %9s %7s %7s %10s %10s\n", "m,n,k", "p50", "p99", "p50", "p99", "p50",
-           "p99", "beside", "without");
+    printf("%14s %19s %21s %15s %21s %24s\n", "", "alone, us", "beside the flood, us",
+           "beside / alone", "flood, GOPS", "p99 without a worker, us");
+    printf("%14s %9s %9s %11s %9s %7s %7s %10s %10s %8s %8s %6s\n", "m,n,k", "p50", "p99", "p50",
+           "p99", "p50", "p99", "beside", "without", "alone", "beside", "ratio");
 }
 
 static void print_row(const struct latency_result *result)
@@ -55,10 +56,11 @@ static void print_row(const struct latency_result *result)
     char name[40];
 
     snprintf(name, sizeof(name), "%u,%u,%u", result->shape.m, result->shape.n, result->shape.k);
-    printf("%14s %9.2f %9.2f %11.2f %9.2f %6.1fx %6.1fx %10.0f %10.0f\n", name,
+    printf("%14s %9.2f %9.2f %11.2f %9.2f %6.1fx %6.1fx %10.0f %10.0f %8.2f %8.2f %5.1fx\n", name,
            result->alone_p50_ns / 1e3, result->alone_p99_ns / 1e3, result->beside_p50_ns / 1e3,
            result->beside_p99_ns / 1e3, result->p50_ratio, result->p99_ratio, result->flood_gops,
-           result->flood_alone_gops);
+           result->flood_alone_gops, result->limit_alone_ns / 1e3, result->limit_beside_ns / 1e3,
+           result->limit_ratio);
     fflush(stdout);
 }
 
@@ -77,11 +79,13 @@ static void print_json(const struct latency_bench *bench, const struct latency_r
 
         printf("%s\n{\"m\":%u,\"n\":%u,\"k\":%u,\"alone_p50_ns\":%.1f,\"alone_p99_ns\":%.1f,"
                "\"beside_p50_ns\":%.1f,\"beside_p99_ns\":%.1f,\"p50_ratio\":%.4f,"
-               "\"p99_ratio\":%.4f,\"flood_gops\":%.2f,\"flood_alone_gops\":%.2f}",
+               "\"p99_ratio\":%.4f,\"flood_gops\":%.2f,\"flood_alone_gops\":%.2f,"
+               "\"limit_alone_p99_ns\":%.1f,\"limit_beside_p99_ns\":%.1f,\"limit_ratio\":%.4f}",
                i ? "," : "", result->shape.m, result->shape.n, result->shape.k,
                result->alone_p50_ns, result->alone_p99_ns, result->beside_p50_ns,
                result->beside_p99_ns, result->p50_ratio, result->p99_ratio, result->flood_gops,
-               result->flood_alone_gops);
+               result->flood_alone_gops, result->limit_alone_ns, result->limit_beside_ns,
+               result->limit_ratio);
     }
     printf("\n]}\n");
 }

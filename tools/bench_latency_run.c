@@ -34,6 +34,7 @@ struct latency_flood {
 struct run {
     struct latency_bench *bench;
     struct bench_problem problem;
+    struct bench_ours *ours;
     struct gemmd_layer *layer;
     struct gemmd_job job;
     uint64_t random;
@@ -168,7 +169,18 @@ static double random_below(struct run *run, double most)
     return most * (double)(run->random >> 11) / (double)(UINT64_C(1) << 53);
 }
 
-static uint32_t sample(struct run *run, double seconds)
+static bool call_worker(struct run *run)
+{
+    return gemmd_run(run->bench->session, &run->job, JOB_MS_MAX) == 0;
+}
+
+static bool call_limit(struct run *run)
+{
+    latency_limit_call(run->bench->limit);
+    return true;
+}
+
+static uint32_t sample(struct run *run, bool (*call)(struct run *), double seconds)
 {
     uint64_t end_ns = stress_now_ns() + (uint64_t)(seconds * 1e9);
     double ns_per_tick = stress_ns_per_tick();
@@ -182,18 +194,19 @@ static uint32_t sample(struct run *run, double seconds)
         while (stress_now_ns() < go_ns)
             ;
         begin = stress_ticks();
-        run->failed |= gemmd_run(run->bench->session, &run->job, JOB_MS_MAX) != 0;
+        run->failed |= !call(run);
         run->ns[count++] = (double)(stress_ticks() - begin) * ns_per_tick;
     }
     return count;
 }
 
-static bool measure_side(struct run *run, double *p50_ns, double *p99_ns)
+static bool measure_side(struct run *run, bool (*call)(struct run *), double *p50_ns,
+                         double *p99_ns)
 {
     uint32_t count;
 
-    sample(run, run->bench->seconds / 4);
-    count = sample(run, run->bench->seconds);
+    sample(run, call, run->bench->seconds / 4);
+    count = sample(run, call, run->bench->seconds);
     bench_sort(run->ns, count);
     *p50_ns = run->ns[count / 2];
     *p99_ns = run->ns[(uint64_t)count * 99 / 100];
@@ -210,42 +223,70 @@ static double flood_rate(struct run *run)
            ((double)(stress_now_ns() - begin_ns) / 1e9);
 }
 
+/* The worker sleeps.  False: there is no thread. */
+static bool measure_limit(struct run *run, bool flooding, double *p99_ns)
+{
+    double p50_ns;
+
+    if (!latency_limit_start(run->bench->limit, run->ours, flooding))
+        return false;
+    measure_side(run, call_limit, &p50_ns, p99_ns);
+    latency_limit_stop(run->bench->limit);
+    return true;
+}
+
 /* ---- one shape ------------------------------------------------------------------------------- */
+
+enum { ALONE_P50, ALONE_P99, BESIDE_P50, BESIDE_P99, GOPS, ALONE_GOPS, LIMIT_ALONE, LIMIT_BESIDE,
+       COLUMNS };
+
+/* One of each column.  False: a job failed, or the flood's process. */
+static bool measure_round(struct run *run, double out[COLUMNS])
+{
+    struct gemmd *session = run->bench->session;
+    uint64_t begin_ns;
+    double before;
+
+    if (!switch_flood(run->bench, false) ||
+        !measure_side(run, call_worker, &out[ALONE_P50], &out[ALONE_P99]))
+        return false;
+    stress_sleep_ns(2 * SETTLE_NS); /* the worker sleeps */
+    if (!measure_limit(run, false, &out[LIMIT_ALONE]) ||
+        !measure_limit(run, true, &out[LIMIT_BESIDE]) || !switch_flood(run->bench, true))
+        return false;
+    /* Longer than the worker remembers a latency job. */
+    stress_sleep_ns(10 * SETTLE_NS);
+    out[ALONE_GOPS] = flood_rate(run);
+    before = flood_work(session);
+    begin_ns = stress_now_ns();
+    if (!measure_side(run, call_worker, &out[BESIDE_P50], &out[BESIDE_P99]))
+        return false;
+    out[GOPS] = (flood_work(session) - before) / ((double)(stress_now_ns() - begin_ns) / 1e9);
+    return true;
+}
 
 static bool measure_rounds(struct run *run, struct latency_result *out)
 {
-    double alone_p50[BENCH_ROUNDS_MAX], alone_p99[BENCH_ROUNDS_MAX], beside_p50[BENCH_ROUNDS_MAX];
-    double beside_p99[BENCH_ROUNDS_MAX], p50_ratio[BENCH_ROUNDS_MAX], p99_ratio[BENCH_ROUNDS_MAX];
-    double gops[BENCH_ROUNDS_MAX], alone_gops[BENCH_ROUNDS_MAX];
+    double columns[COLUMNS][BENCH_ROUNDS_MAX], one[COLUMNS];
     uint32_t rounds = run->bench->rounds;
 
     for (uint32_t i = 0; i < rounds; i++) {
-        uint64_t begin_ns;
-        double before;
-
-        if (!switch_flood(run->bench, false) || !measure_side(run, &alone_p50[i], &alone_p99[i]) ||
-            !switch_flood(run->bench, true))
+        if (!measure_round(run, one))
             return false;
-        /* Longer than the worker remembers a latency job. */
-        stress_sleep_ns(10 * SETTLE_NS);
-        alone_gops[i] = flood_rate(run);
-        before = flood_work(run->bench->session);
-        begin_ns = stress_now_ns();
-        if (!measure_side(run, &beside_p50[i], &beside_p99[i]))
-            return false;
-        gops[i] = (flood_work(run->bench->session) - before) /
-                  ((double)(stress_now_ns() - begin_ns) / 1e9);
-        p50_ratio[i] = beside_p50[i] / alone_p50[i];
-        p99_ratio[i] = beside_p99[i] / alone_p99[i];
+        for (int j = 0; j < COLUMNS; j++)
+            columns[j][i] = one[j];
     }
-    out->alone_p50_ns = bench_median(alone_p50, rounds);
-    out->alone_p99_ns = bench_median(alone_p99, rounds);
-    out->beside_p50_ns = bench_median(beside_p50, rounds);
-    out->beside_p99_ns = bench_median(beside_p99, rounds);
-    out->p50_ratio = bench_median(p50_ratio, rounds);
-    out->p99_ratio = bench_median(p99_ratio, rounds);
-    out->flood_gops = bench_median(gops, rounds);
-    out->flood_alone_gops = bench_median(alone_gops, rounds);
+    out->p50_ratio = bench_median_ratio(columns[BESIDE_P50], columns[ALONE_P50], rounds);
+    out->p99_ratio = bench_median_ratio(columns[BESIDE_P99], columns[ALONE_P99], rounds);
+    out->limit_ratio = bench_median_ratio(columns[LIMIT_BESIDE], columns[LIMIT_ALONE], rounds);
+    out->alone_p50_ns = bench_median(columns[ALONE_P50], rounds);
+    out->alone_p99_ns = bench_median(columns[ALONE_P99], rounds);
+    out->beside_p50_ns = bench_median(columns[BESIDE_P50], rounds);
+    out->beside_p99_ns = bench_median(columns[BESIDE_P99], rounds);
+    out->flood_gops = bench_median(columns[GOPS], rounds);
+    out->flood_alone_gops = bench_median(columns[ALONE_GOPS], rounds);
+    out->limit_alone_ns = bench_median(columns[LIMIT_ALONE], rounds);
+    out->limit_beside_ns = bench_median(columns[LIMIT_BESIDE], rounds);
     return true;
 }
 
@@ -260,6 +301,7 @@ int latency_measure(struct latency_bench *bench, const struct bench_shape *shape
     if (!run.ns)
         return status;
     bench_problem_open(&run.problem, &bench->machine, shape);
+    run.ours = bench_ours_open(&run.problem, &bench->machine);
     if (open_job(bench->session, &run.problem, &run.layer, &run.job)) {
         run.job.priority = GEMMD_PRIORITY_LATENCY;
         status = measure_rounds(&run, out) ? EX_OK : EX_SOFTWARE;
@@ -270,6 +312,7 @@ int latency_measure(struct latency_bench *bench, const struct bench_shape *shape
     gemmd_buffer_free(bench->session, (void *)(uintptr_t)run.job.a);
     gemmd_buffer_free(bench->session, run.job.c);
     gemmd_layer_close(bench->session, &run.layer);
+    bench_ours_close(run.ours);
     bench_problem_close(&run.problem);
     free(run.ns);
     return status;
@@ -297,6 +340,12 @@ int latency_open(struct latency_bench *bench)
     }
     bench->client_cpu = (unsigned int)cpu;
     bench_machine_open(&bench->machine);
+    bench->limit = latency_limit_open(bench);
+    if (!bench->limit) {
+        fprintf(stderr, "gemmd-bench: no memory, or not the worker's kernel %s\n",
+                bench->info.kernel);
+        return EX_UNAVAILABLE;
+    }
     bench->flood_pid = fork();
     if (bench->flood_pid == 0)
         run_flood(bench);
@@ -309,5 +358,6 @@ void latency_close(struct latency_bench *bench)
         kill(bench->flood_pid, SIGKILL);
         waitpid(bench->flood_pid, NULL, 0);
     }
+    latency_limit_close(bench->limit);
     gemmd_close(&bench->session);
 }

@@ -14,10 +14,10 @@
 #include "tools/bench_command.h"
 #include "tools/stress_machine.h"
 
-enum { JOBS_MAX = 256, SIDES = 2 };
+enum { JOBS_MAX = 256, JOBS_MIN = 2, SIDES = 2 };
 #define NAP_NS      UINT64_C(2000000)
 #define IN_FLIGHT_NS 8e6
-#define ARENA_BYTES (UINT64_C(768) << 20)
+#define ARENA_BYTES (768ull << 20)
 
 static const char usage_text[] =
     "usage: gemmd-bench team [option ...]\n"
@@ -49,6 +49,7 @@ struct side {
     struct gemmd_info info;
     struct gemmd_layer *layer;
     struct gemmd_job jobs[JOBS_MAX];
+    uint32_t job_count; /* as many as fit the arena */
     double ns[BENCH_ROUNDS_MAX]; /* of a job */
 };
 
@@ -114,14 +115,22 @@ static int open_shape(struct side *side, const struct bench_problem *problem)
         uint8_t *a = gemmd_buffer_alloc(side->session, problem->a_bytes);
         uint8_t *c = gemmd_buffer_alloc(side->session, problem->c_bytes);
 
-        if (!a || !c)
-            return fail(side, "buffers");
+        if (!a || !c) {
+            gemmd_buffer_free(side->session, a);
+            gemmd_buffer_free(side->session, c);
+            break;
+        }
         memcpy(a, problem->a, problem->a_bytes);
         memset(c, 0, problem->c_bytes);
         gemmd_job_init(&side->jobs[i], side->layer, shape->m, a, c);
         side->jobs[i].user_data = i;
+        side->job_count = i + 1;
     }
-    return EX_OK;
+    if (side->job_count >= JOBS_MIN)
+        return EX_OK;
+    fprintf(stderr, "gemmd-bench: rows of %u x %u x %u do not fit twice into an arena of %llu MiB: "
+            "give a smaller shape\n", shape->m, shape->n, shape->k, ARENA_BYTES >> 20);
+    return EX_USAGE;
 }
 
 static void close_shape(struct side *side)
@@ -131,6 +140,7 @@ static void close_shape(struct side *side)
         gemmd_buffer_free(side->session, side->jobs[i].c);
     }
     memset(side->jobs, 0, sizeof(side->jobs));
+    side->job_count = 0;
     gemmd_layer_close(side->session, &side->layer);
 }
 
@@ -184,10 +194,11 @@ static double measure_side(struct side *side, uint32_t depth, double seconds)
 /* As many jobs as keep the faster side busy over several naps. */
 static uint32_t depth_for(struct side *sides)
 {
-    double ns = measure_side(&sides[0], JOBS_MAX, 0.02) / 2;
-    double depth = ns > 0 ? IN_FLIGHT_NS / ns : 8;
+    uint32_t most = sides[0].job_count, least = most < 8 ? most : 8;
+    double ns = measure_side(&sides[0], most, 0.02) / 2;
+    double depth = ns > 0 ? IN_FLIGHT_NS / ns : least;
 
-    return depth < 8 ? 8 : depth > JOBS_MAX ? JOBS_MAX : (uint32_t)depth;
+    return depth < least ? least : depth > most ? most : (uint32_t)depth;
 }
 
 static int measure_shape(struct bench *bench, const struct bench_shape *shape,

@@ -10,6 +10,10 @@
 
 #include "worker/log.h"
 
+/* A connection that cannot be taken stays in the queue and keeps the listening socket readable: a
+ * pause, in which others wait, too, is less than turning until there is memory. */
+#define RETRY_US 5000
+
 /* What a user's sessions have: limits must hold for each, or one user locks out the others. */
 struct usage {
     uint32_t sessions;
@@ -58,9 +62,10 @@ static void refuse_one(struct control *control)
     log_error(LOG_TOPIC_CONTROL, "accept: %s; raise LimitNOFILE", strerror(errno));
     close(control->spare_fd);
     fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    /* not covered: the client of the first try is still there, unless it has just left */
     if (fd >= 0)
         refuse(fd, GEMMD_STATUS_SESSIONS_FULL);
+    else
+        usleep(RETRY_US); /* others of the machine were faster, or the client has just left */
     control->spare_fd = fcntl(control->lock_fd, F_DUPFD_CLOEXEC, 0);
 }
 
@@ -74,10 +79,12 @@ void control_accept(struct control *control)
     int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
     if (fd < 0) {
-        if (errno == EMFILE || errno == ENFILE)
+        if (errno == EMFILE || errno == ENFILE) {
             refuse_one(control);
-        else if (errno == ENOMEM) /* it stays in the queue */
+        } else if (errno == ENOMEM || errno == ENOBUFS) {
             log_error(LOG_TOPIC_CONTROL, "accept: %s", strerror(errno));
+            usleep(RETRY_US);
+        }
         return;
     }
     if (!peers_admit(control->config.peers, fd, &pid, &uid)) {

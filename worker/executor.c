@@ -154,7 +154,8 @@ static void set_up_flow(struct session_ring *ring, struct session_layer *open, s
         /* 100 MAC/ns and 20 bytes/ns: between the slowest and the fastest level. */
         scheduler_init_layer(&layer->scheduled, (view->n + view->nr - 1) / view->nr, view->mr,
                              (uint64_t)view->nr * view->k * (view->mr + 5) / 100);
-        scheduler_limit_rows(&layer->scheduled, scan_rows_limit(view));
+        scheduler_limit_rows(&layer->scheduled, scan_rows_limit(view),
+                             scan_rows_short(view, layer->shape.a_row_bytes));
     }
     scheduler_init_flow(&open->flow, &ring->scheduled, &layer->scheduled);
     open->flow_gen = gen;

@@ -24,6 +24,9 @@
 #define EXECUTOR_LATENCY_NS UINT64_C(100000000)
 /* A slice on the team: so many chunks for each thread, that none waits long for the last one. */
 #define EXECUTOR_TEAM_CHUNKS 4
+/* It is cut by rows where each thread gets so many, and the weights' bytes are so few. */
+#define EXECUTOR_TEAM_ROWS    128
+#define EXECUTOR_TEAM_WEIGHTS (UINT64_C(1) << 20)
 /* A slice of less is not cut for the team: handing it over would cost a tenth of it. */
 #define EXECUTOR_TEAM_NS UINT64_C(10000)
 /* Less is not worth waking parked threads, who need 30 us to come: of one slice, or of a row of
@@ -36,7 +39,7 @@
 struct executor_slice {
     struct executor *executor;
     const struct scheduler_scan *scan;
-    const struct scan_rows *on_board; /* its rows */
+    struct scan_rows *on_board; /* its rows */
     struct layer *layer;
     uint32_t panels;      /* from scan->position on, without wrapping */
     uint32_t panel_step;  /* of a chunk */

@@ -2,11 +2,9 @@
  * Extents are shared mappings of a memfd, which can be handed to another worker.  hugetlb reserves
  * its pages at mmap, so that a lack of them is an error there and not a SIGBUS later.
  *
- * Linux's default for shmem_enabled is "never", so a THP extent gets one small page in each huge
- * one's place, which MADV_COLLAPSE (Linux 6.1) then makes huge whatever that file says: 3 to 5 ms
- * for 32 MiB on a guest of kernel 6.18, and 21 to 24 with all small pages there before.  Where that
- * gives none (an older kernel, "deny"), a THP extent is private memory: 2 MiB pages are worth more,
- * every day, than weights that survive a restart.
+ * A THP extent's small pages are collapsed.  Where that gives no huge ones (an older kernel,
+ * "deny"), it is private memory: 2 MiB pages are worth more, every day, than weights that survive a
+ * restart.
  *
  * Each one lies in a larger inaccessible reservation, which aligns it to its page size, stops an
  * overrun at the first byte, and keeps the kernel from merging two extents into one line of smaps.
@@ -26,10 +24,6 @@
 #include "worker/topology.h"
 
 #define SAMPLES_MAX 1024
-
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
 
 uint64_t extent_rung_bytes(enum extent_rung rung)
 {
@@ -97,25 +91,15 @@ static int prepare(struct extent **out, enum extent_rung rung, uint64_t bytes, i
     return reserve(extent);
 }
 
-/* Populates a fresh mapping, with huge pages where that was asked for.  The kernel collapses a
- * range that has one page, and clears the rest of the huge one. */
+/* Populates a fresh mapping, with huge pages where that was asked for: bytes_thp says what came of
+ * it. */
 static int populate(struct extent *extent)
 {
-    int error = 0;
-
     if (extent->rung != EXTENT_THP || extent->fd < 0)
         return memory_populate(extent->memory, extent->bytes, extent->fd,
                                extent->rung <= EXTENT_2M ? extent_rung_bytes(extent->rung)
                                                          : MEMORY_PAGE_BYTES);
-    if (!memory_is_allowed(extent->bytes))
-        return -ENOMEM;
-    for (uint64_t at = 0; error == 0 && at < extent->bytes; at += MEMORY_PAGE_2M)
-        error = memory_populate(extent->memory + at, MEMORY_PAGE_BYTES, extent->fd,
-                                MEMORY_PAGE_BYTES);
-    if (error < 0)
-        return error;
-    madvise(extent->memory, extent->bytes, MADV_COLLAPSE); /* bytes_thp says what came of it */
-    return memory_populate_existing(extent->memory, extent->bytes);
+    return memory_populate_collapsed(extent->memory, extent->bytes, extent->fd);
 }
 
 static int map(struct extent **out, enum extent_rung rung, uint64_t bytes, int node, bool file)

@@ -29,6 +29,9 @@
 #define MADV_POPULATE_READ  22
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 int memory_create_file(const char *name, uint64_t bytes, uint64_t page_bytes)
 {
@@ -92,13 +95,9 @@ bool memory_is_allowed(uint64_t bytes)
     return false;
 }
 
-int memory_populate(void *memory, uint64_t bytes, int fd, uint64_t page_bytes)
+static int fill(void *memory, uint64_t bytes, int fd)
 {
-    int error;
-
-    if (page_bytes == MEMORY_PAGE_BYTES && !memory_is_allowed(bytes))
-        return -ENOMEM;
-    error = populate(memory, bytes, MADV_POPULATE_WRITE);
+    int error = populate(memory, bytes, MADV_POPULATE_WRITE);
 
     if (error != -EINVAL)
         return error;
@@ -106,6 +105,26 @@ int memory_populate(void *memory, uint64_t bytes, int fd, uint64_t page_bytes)
         return errno == ENOSPC ? -ENOMEM : -errno;
     touch(memory, bytes);
     return 0;
+}
+
+int memory_populate(void *memory, uint64_t bytes, int fd, uint64_t page_bytes)
+{
+    if (page_bytes == MEMORY_PAGE_BYTES && !memory_is_allowed(bytes))
+        return -ENOMEM;
+    return fill(memory, bytes, fd);
+}
+
+int memory_populate_collapsed(void *memory, uint64_t bytes, int fd)
+{
+    int error = memory_is_allowed(bytes) ? 0 : -ENOMEM;
+
+    for (uint64_t at = 0; error == 0 && at < bytes; at += MEMORY_PAGE_2M)
+        error = populate((char *)memory + at, MEMORY_PAGE_BYTES, MADV_POPULATE_WRITE);
+    if (error == 0)
+        madvise(memory, bytes & ~(MEMORY_PAGE_2M - 1), MADV_COLLAPSE);
+    else if (error != -EINVAL)
+        return error;
+    return fill(memory, bytes, fd);
 }
 
 int memory_populate_existing(void *memory, uint64_t bytes)

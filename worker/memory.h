@@ -23,6 +23,13 @@ void memory_promise(int64_t bytes);
  * hugetlb pages, page_bytes above 4 KiB, is the kernel's to say). */
 int memory_populate(void *memory, uint64_t bytes, int fd, uint64_t page_bytes);
 
+/* As memory_populate, for a file on small pages that is mapped at a multiple of 2 MiB: as many as
+ * the kernel allows become transparent huge ones, whatever shmem_enabled says ("never" by default).
+ * A range that has one page is collapsed (MADV_COLLAPSE, Linux 6.1), and the rest of the huge page
+ * cleared: 3 to 5 ms for 32 MiB on a guest of kernel 6.18, and 21 to 24 with all small pages there
+ * before. */
+int memory_populate_collapsed(void *memory, uint64_t bytes, int fd);
+
 /* Maps the pages a shared file has; a hole is filled with zeros.  0 or -errno as above. */
 int memory_populate_existing(void *memory, uint64_t bytes);
 

@@ -118,7 +118,7 @@ bool peers_add_weights(struct peers *peers, const char *list, uint32_t max, stru
 {
     char item[72];
 
-    for (; *list; list += *list == ',') {
+    while (*list) {
         size_t length = strcspn(list, ",");
 
         if (peers->weight_count == PEERS_MAX)
@@ -129,6 +129,8 @@ bool peers_add_weights(struct peers *peers, const char *list, uint32_t max, stru
         if (!add_weight(peers, item, max, why))
             return false;
         list += length;
+        if (*list == ',' && !*++list)
+            return refuse(why, "no user behind the comma", item);
     }
     return true;
 }

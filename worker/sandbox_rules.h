@@ -23,7 +23,7 @@
     X(io_uring_enter, SANDBOX_D, "")                                                               \
     X(futex, SANDBOX_ALL, "")                                                                      \
     X(restart_syscall, SANDBOX_ALL, "a stopped and continued process")                             \
-    X(clock_nanosleep, SANDBOX_C, "other clients wait while a successor takes over")               \
+    X(clock_nanosleep, SANDBOX_C, "others wait: a successor takes over, accept finds no memory")   \
     X(read, SANDBOX_C | SANDBOX_D | SANDBOX_H, "")                                                 \
     X(write, SANDBOX_C | SANDBOX_D | SANDBOX_H, "")                                                \
     X(write, SANDBOX_W, "its last words")                                                          \

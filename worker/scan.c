@@ -86,8 +86,8 @@ static void reckon_limits(struct scheduler_layer *layer)
         layer->rows_free = layer->rows_max;
     if (layer->rows_cap > layer->rows_max)
         layer->rows_cap = layer->rows_max;
-    if (layer->rows_short > layer->rows_max)
-        layer->rows_short = layer->rows_max;
+    if (layer->rows_short > layer->rows_short_max && SCHEDULER_MUTANT != 11) /* made for long */
+        layer->rows_short = layer->rows_short_max;
 }
 
 /* Sizes that were never run cost what the next smaller (else larger) one does.  More rows make a
@@ -133,7 +133,11 @@ void scheduler_init_layer(struct scheduler_layer *layer, uint32_t panels, uint32
                           uint64_t tile_ns)
 {
     *layer = (struct scheduler_layer){
-        .panels = panels, .tile_rows = tile_rows, .rows_max = SCHEDULER_ROWS_MAX};
+        .panels = panels,
+        .tile_rows = tile_rows,
+        .rows_max = SCHEDULER_ROWS_MAX,
+        .rows_short_max = SCHEDULER_ROWS_MAX,
+    };
     list_init(&layer->flows);
     list_init(&layer->gathered);
     for (uint32_t i = 0; i < SCHEDULER_COST_BUCKETS; i++)
@@ -141,10 +145,11 @@ void scheduler_init_layer(struct scheduler_layer *layer, uint32_t panels, uint32
     reckon_limits(layer);
 }
 
-void scheduler_limit_rows(struct scheduler_layer *layer, uint32_t rows)
+void scheduler_limit_rows(struct scheduler_layer *layer, uint32_t rows, uint32_t rows_short)
 {
-    assert(rows >= layer->tile_rows && rows <= SCHEDULER_ROWS_MAX);
+    assert(rows >= layer->tile_rows && rows <= SCHEDULER_ROWS_MAX && rows_short <= rows);
     layer->rows_max = rows;
+    layer->rows_short_max = rows_short;
     reckon_limits(layer);
 }
 

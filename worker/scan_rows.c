@@ -64,6 +64,14 @@ static bool is_made(const struct layer_view *view)
     return view->quantize || view->epilogue.b_zero_points;
 }
 
+uint32_t scan_rows_short(const struct layer_view *view, size_t row_bytes)
+{
+    uint64_t rows = SCHEDULER_SLICE_NS * SCAN_ROWS_BYTES_PER_NS / row_bytes;
+    uint32_t limit = scan_rows_limit(view);
+
+    return is_made(view) && rows < limit ? (uint32_t)rows : limit;
+}
+
 /* ---- who is where ---------------------------------------------------------------------------- */
 
 static void move(struct scan_rows *rows, uint32_t to, uint32_t from, uint32_t count)

@@ -19,6 +19,9 @@
 #include "worker/layers.h"
 #include "worker/scheduler.h"
 
+/* Float rows are read and quantised at 8 to 20 bytes a ns, from memory and from L2. */
+#define SCAN_ROWS_BYTES_PER_NS 10
+
 struct scan_rows {
     const uint8_t *a[GEMM_ROWS_MAX];
     void *c[GEMM_ROWS_MAX];
@@ -38,6 +41,8 @@ void scan_rows_close(struct scan_rows rows[SCHEDULER_SCANS]);
 
 /* The rows a scan of such a layer may have on board. */
 uint32_t scan_rows_limit(const struct layer_view *view);
+/* Of these, a short one: as many as are made within a slice, in which nobody is looked for. */
+uint32_t scan_rows_short(const struct layer_view *view, size_t row_bytes);
 
 /* After the members have changed: the pointers, and the start of the jobs that are new.  Returns
  * the chunks for scan_rows_prepare, and in *bytes what of A they read. */

@@ -105,6 +105,7 @@ struct scheduler_layer {
     uint32_t rows_cap;   /* of a long scan */
     uint32_t rows_short; /* pass all panels within a slice */
     uint32_t rows_max;   /* none of these is larger */
+    uint32_t rows_short_max;
     uint32_t lessons, measured; /* mask of buckets */
     uint64_t cost[SCHEDULER_COST_BUCKETS]; /* of a tile and a panel, 1/16 ns */
 };
@@ -189,8 +190,9 @@ void scheduler_remove_session(struct scheduler *scheduler, struct scheduler_sess
 /* tile_ns: a guess for one tile of rows over one panel; the truth is learned. */
 void scheduler_init_layer(struct scheduler_layer *layer, uint32_t panels, uint32_t tile_rows,
                           uint64_t tile_ns);
-/* A scan of the layer takes no more than so many rows on board; at least a tile. */
-void scheduler_limit_rows(struct scheduler_layer *layer, uint32_t rows);
+/* A scan of the layer takes no more than so many rows on board, at least a tile; and a short one no
+ * more than rows_short, since these are to be made first. */
+void scheduler_limit_rows(struct scheduler_layer *layer, uint32_t rows, uint32_t rows_short);
 void scheduler_init_flow(struct scheduler_flow *flow, struct scheduler_session *session,
                          struct scheduler_layer *layer);
 

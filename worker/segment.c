@@ -25,9 +25,31 @@
 
 static const struct segment none = {.fd = -1};
 
+/* At a multiple of 2 MiB, so that its pages can become huge ones.  MAP_FAILED or the memory. */
+static void *map_aligned(uint64_t bytes, int fd)
+{
+    char *memory = mmap(NULL, bytes + MEMORY_PAGE_2M, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint64_t before = -(uintptr_t)memory & (MEMORY_PAGE_2M - 1);
+    void *placed;
+
+    if (memory == MAP_FAILED)
+        return memory;
+    placed = mmap(memory + before, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+    if (placed == MAP_FAILED) {
+        munmap(memory, bytes + MEMORY_PAGE_2M);
+        return placed;
+    }
+    if (before)
+        munmap(memory, before);
+    munmap(memory + before + bytes, MEMORY_PAGE_2M - before);
+    return placed;
+}
+
 static int create_on(struct segment *out, const char *name, uint64_t bytes, uint64_t page_bytes,
                      int node)
 {
+    bool collapse = page_bytes == MEMORY_PAGE_BYTES && bytes >= MEMORY_PAGE_2M;
     struct segment segment = none;
     int error;
 
@@ -36,7 +58,9 @@ static int create_on(struct segment *out, const char *name, uint64_t bytes, uint
     segment.fd = memory_create_file(name, segment.bytes, page_bytes);
     if (segment.fd < 0)
         return segment.fd;
-    segment.memory = mmap(NULL, segment.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment.fd, 0);
+    segment.memory = collapse ? map_aligned(segment.bytes, segment.fd)
+                              : mmap(NULL, segment.bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+                                     segment.fd, 0);
     if (segment.memory == MAP_FAILED) {
         error = -errno;
         segment.memory = NULL;
@@ -45,8 +69,9 @@ static int create_on(struct segment *out, const char *name, uint64_t bytes, uint
     /* Not being bound costs speed, not correctness; the pool's report names the reason once. */
     topology_bind_memory(segment.memory, segment.bytes, node);
     madvise(segment.memory, segment.bytes, MADV_DONTDUMP);
-    error = memory_populate(segment.memory, segment.bytes, segment.fd,
-                            segment.page_bytes);
+    error = collapse ? memory_populate_collapsed(segment.memory, segment.bytes, segment.fd)
+                     : memory_populate(segment.memory, segment.bytes, segment.fd,
+                                       segment.page_bytes);
     if (error < 0)
         goto fail;
     error = fcntl(segment.fd, F_ADD_SEALS, SIZE_SEALS) < 0 ? -errno : 0;

@@ -21,7 +21,8 @@ struct segment {
 };
 
 /* `out` is overwritten.  Zeroed, populated, bound to the node (-1: any), mapped read-write, close-
- * on-exec, size sealed.  `hugepages` asks for 2 MiB hugetlb pages and falls back to 4 KiB.
+ * on-exec, size sealed.  `hugepages` asks for 2 MiB hugetlb pages and falls back to 4 KiB, of which
+ * each whole 2 MiB become a transparent huge page if there is one.
  * 0 or -errno (-ENOMEM: not enough memory; never a later SIGBUS). */
 int segment_create(struct segment *out, const char *name, uint64_t bytes, bool hugepages, int node);
 

@@ -1,7 +1,8 @@
 /*
  * One slice of a scan: a grid of chunks, columns of panels by blocks of rows, that the team's
- * threads claim one by one.  Between its chunks the dispatcher looks whether something has come;
- * while latency jobs are expected, also in the middle of each.  A short scan that goes first runs
+ * threads claim one by one; before it the rows that have just come on board, if they are to be
+ * made.  Between its chunks the dispatcher looks whether something has come; while latency jobs are
+ * expected, also in the middle of each.  A short scan that goes first runs
  * there and then, whole, on the dispatcher alone, and the slice goes on.  For all else it ends, at
  * the latest a chunk later, with the panels that are whole.
  *
@@ -14,8 +15,15 @@
 #include "worker/clock.h"
 #include "kernels/pausing.h"
 
-/* Float rows are read and quantised at 8 to 20 bytes a ns, from memory and from L2. */
-#define PREPARE_BYTES_PER_NS 10
+/* Between two looks of the dispatcher while latency jobs are expected, with weights of 4 bits: some
+ * 2 us of AVX512-VNNI.  No less than a tile of rows over a panel, though. */
+#define S4_MACS (512 * 1024)
+
+/* Short ones run whole: there is one place for them, and they are it. */
+static bool is_long(const struct scheduler_scan *scan)
+{
+    return scan->index < SCHEDULER_LONG_SCANS;
+}
 
 /* ---- chunks ---------------------------------------------------------------------------------- */
 
@@ -89,7 +97,7 @@ static void run_chunk(void *argument, uint32_t number)
                  chunk.n_end);
 }
 
-/* On the dispatcher; s8 weights. */
+/* On the dispatcher. */
 static void run_chunk_pausing(void *argument, uint32_t number)
 {
     struct executor_slice *slice = argument;
@@ -104,12 +112,39 @@ static void run_chunk_pausing(void *argument, uint32_t number)
                 rows->a + row, rows->c + row, chunk.n_begin, chunk.n_end);
 }
 
+static void look_and_serve(struct executor_slice *slice)
+{
+    if (look(slice))
+        serve(slice);
+}
+
+/* The same for weights of 4 bits, whose kernel runs a tile of rows over all of k. */
+static void run_chunk_s4_pausing(void *argument, uint32_t number)
+{
+    struct executor_slice *slice = argument;
+    const struct layer_view *view = &slice->layer->view;
+    const struct scan_rows *rows = slice->on_board;
+    struct chunk chunk = chunk_of(slice, number);
+    uint32_t tiles = S4_MACS / (view->k * view->nr * view->mr);
+    uint32_t step = tiles ? tiles * view->mr : view->mr, end = chunk.first_row + chunk.rows;
+
+    for (size_t column = chunk.n_begin; column < chunk.n_end; column += view->nr)
+        for (uint32_t row = chunk.first_row; row < end; row += step) {
+            size_t last = column + view->nr < chunk.n_end ? column + view->nr : chunk.n_end;
+            struct gemm_epilogue own;
+
+            int4_run(&view->s4, scan_rows_epilogue(rows, view, row, &own),
+                     end - row < step ? end - row : step, rows->a + row, rows->c + row, column,
+                     last);
+            look_and_serve(slice);
+        }
+}
+
 static bool stop_slice(void *argument)
 {
     struct executor_slice *slice = argument;
 
-    if (look(slice))
-        serve(slice);
+    look_and_serve(slice);
     return slice->ending;
 }
 
@@ -117,6 +152,51 @@ static bool never_stop(void *argument)
 {
     (void)argument;
     return false;
+}
+
+/* ---- rows that are made ---------------------------------------------------------------------- */
+
+static void make_rows(void *argument, uint32_t number)
+{
+    scan_rows_prepare(((struct executor_slice *)argument)->on_board, number);
+}
+
+/* All of them are made, whoever has come; the limit of rows on board bounds how long for. */
+static bool look_while_making(void *argument)
+{
+    look_and_serve(argument);
+    return false;
+}
+
+/* The rows that have just come on board, if their layer needs more of them than their address, cut
+ * into chunks for the team. */
+static uint64_t prepare(struct executor_slice *slice, struct scheduler_scan *scan,
+                        uint64_t start_ns)
+{
+    struct executor *executor = slice->executor;
+    struct team_work work = {.run = make_rows,
+                             .stop = is_long(scan) ? look_while_making : never_stop,
+                             .argument = slice,
+                             .start_ns = start_ns};
+    struct team_result result;
+    uint64_t bytes;
+
+    work.chunk_count = scan_rows_gather(slice->on_board, scan, start_ns, &bytes);
+    if (work.chunk_count == 0)
+        return start_ns;
+    work.share = !executor->between && bytes / SCAN_ROWS_BYTES_PER_NS >= EXECUTOR_TEAM_NS;
+    work.wake = bytes / SCAN_ROWS_BYTES_PER_NS >= EXECUTOR_WAKE_NS;
+    team_run(executor->config.team, &work, &result);
+    result.compute_ns -= slice->between_ns;
+    /* A thread that lost its CPU meanwhile is nobody's debt, as in scheduler_ran. */
+    scheduler_prepared(&executor->scheduler, scan,
+                       result.compute_ns < bytes ? result.compute_ns : bytes);
+    gemmd_counter_add(&executor->config.stats->exec_ns, result.compute_ns);
+    gemmd_counter_add(&executor->config.stats->cores[0].busy_ns,
+                      result.end_ns - start_ns - slice->between_ns);
+    gemmd_counter_add(&slice->layer->exec_ns, result.compute_ns);
+    slice->between_ns = 0;
+    return result.end_ns;
 }
 
 /* ---- cutting --------------------------------------------------------------------------------- */
@@ -138,29 +218,43 @@ static uint64_t chunk_ns(const struct executor *executor, uint64_t estimate_ns)
     return ns > EXECUTOR_CHUNK_MIN_NS ? ns : EXECUTOR_CHUNK_MIN_NS;
 }
 
-/* Several panels a chunk while rows are few, else blocks of rows of one panel. */
-static void cut(struct executor *executor, struct executor_slice *slice,
-                const struct scheduler_scan *scan, uint64_t *estimate_ns)
+/* Each thread of the team has its own rows, and all of the weights, where these stay in its L2 from
+ * job to job: rows are new each time, and come from another core.  Not a few rows, though: each
+ * block of them takes the panels from L2 again. */
+static bool is_cut_by_rows(const struct executor_slice *slice, uint32_t threads,
+                           uint64_t estimate_ns)
 {
-    uint32_t tile = scan->layer->tile_rows, tiles = divide_up(scan->rows, tile), blocks = 1;
-    uint32_t to_the_end = scan->layer->panels - scan->position;
-    uint64_t panel_ns = scheduler_estimate_ns(scan->layer, scan->rows, 1) + 1, wanted_ns;
+    const struct layer_view *view = &slice->layer->view;
 
-    *slice = (struct executor_slice){.executor = executor,
-                                     .scan = scan,
-                                     .on_board = &executor->rows[scan->index],
-                                     .waiting = executor->scheduler.waiting};
-    slice->layer = LIST_ENTRY(scan->layer, struct layer, scheduled);
+    return threads > 1 && estimate_ns >= EXECUTOR_TEAM_NS &&
+           slice->scan->rows >= threads * EXECUTOR_TEAM_ROWS &&
+           (uint64_t)view->n * view->k <= EXECUTOR_TEAM_WEIGHTS;
+}
+
+/* Several panels a chunk while rows are few, else blocks of rows of one panel. */
+static void cut(struct executor_slice *slice, uint64_t *estimate_ns)
+{
+    const struct executor *executor = slice->executor;
+    const struct scheduler_scan *scan = slice->scan;
+    uint32_t tile = scan->layer->tile_rows, tiles = divide_up(scan->rows, tile), blocks = 1;
+    uint32_t threads = team_size(executor->config.team);
+    uint32_t to_the_end = scan->layer->panels - scan->position;
+    uint64_t panel_ns = scheduler_estimate_ns(scan->layer, scan->rows, 1) + 1;
+    uint64_t wanted_ns, block_ns;
+
     slice->panels = scan->panels_now < to_the_end ? scan->panels_now : to_the_end;
     *estimate_ns = panel_ns * slice->panels;
     wanted_ns = chunk_ns(executor, *estimate_ns);
-    slice->panel_step = panel_ns < wanted_ns ? (uint32_t)(wanted_ns / panel_ns) : 1;
     if (panel_ns > 2 * wanted_ns)
         blocks = divide_up(panel_ns, wanted_ns);
+    if (is_cut_by_rows(slice, threads, *estimate_ns))
+        blocks = divide_up(blocks, threads) * threads;
     if (blocks > tiles)
         blocks = tiles;
     slice->row_step = divide_up(tiles, blocks) * tile;
     slice->row_blocks = divide_up(scan->rows, slice->row_step);
+    block_ns = panel_ns / slice->row_blocks + 1;
+    slice->panel_step = block_ns < wanted_ns ? (uint32_t)(wanted_ns / block_ns) : 1;
     slice->chunk_count = divide_up(slice->panels, slice->panel_step) * slice->row_blocks;
 }
 
@@ -191,33 +285,6 @@ static bool is_shared(const struct scheduler_scan *scan)
         if (scan->members[i].job->flow->session != first)
             return true;
     return false;
-}
-
-/* The rows that have just come on board, if their layer needs more of them than their address, cut
- * into chunks for the team.  Nothing stops it: the limit of rows on board bounds it. */
-static uint64_t prepare(struct executor *executor, struct scheduler_scan *scan, uint64_t start_ns)
-{
-    struct scan_rows *rows = &executor->rows[scan->index];
-    struct team_work work = {.run = scan_rows_prepare,
-                             .stop = never_stop,
-                             .argument = rows,
-                             .start_ns = start_ns};
-    uint64_t bytes, compute_ns;
-    struct team_result result;
-
-    work.chunk_count = scan_rows_gather(rows, scan, start_ns, &bytes);
-    if (work.chunk_count == 0)
-        return start_ns;
-    work.share = !executor->between && bytes / PREPARE_BYTES_PER_NS >= EXECUTOR_TEAM_NS;
-    work.wake = bytes / PREPARE_BYTES_PER_NS >= EXECUTOR_WAKE_NS;
-    team_run(executor->config.team, &work, &result);
-    /* A thread that lost its CPU meanwhile is nobody's debt, as in scheduler_ran. */
-    compute_ns = result.compute_ns < bytes ? result.compute_ns : bytes;
-    scheduler_prepared(&executor->scheduler, scan, compute_ns);
-    gemmd_counter_add(&executor->config.stats->exec_ns, result.compute_ns);
-    gemmd_counter_add(&executor->config.stats->cores[0].busy_ns, result.end_ns - start_ns);
-    gemmd_counter_add(&rows->layer->exec_ns, result.compute_ns);
-    return result.end_ns;
 }
 
 /* Worth the team, and worth waking it. */
@@ -257,18 +324,22 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
     uint64_t estimate_ns;
     uint32_t panels;
 
+    *slice = (struct executor_slice){.executor = executor,
+                                     .scan = scan,
+                                     .on_board = &executor->rows[scan->index],
+                                     .waiting = executor->scheduler.waiting};
+    slice->layer = LIST_ENTRY(scan->layer, struct layer, scheduled);
     if (scan->changed) {
-        start_ns = prepare(executor, scan, start_ns);
+        start_ns = prepare(slice, scan, start_ns);
         if (executor->verify.every)
-            verify_board(&executor->verify, &executor->rows[scan->index], scan);
+            verify_board(&executor->verify, slice->on_board, scan);
     }
     work.start_ns = start_ns;
-    cut(executor, slice, scan, &estimate_ns);
+    cut(slice, &estimate_ns);
     work.chunk_count = slice->chunk_count;
-    work.stop = scan->index == SCHEDULER_LONG_SCANS ? never_stop : stop_slice;
-    if (work.stop == stop_slice && slice->layer->view.s8.panels &&
-        executor_expects_latency(executor, start_ns))
-        work.run_own = run_chunk_pausing;
+    work.stop = is_long(scan) ? stop_slice : never_stop;
+    if (is_long(scan) && executor_expects_latency(executor, start_ns))
+        work.run_own = slice->layer->view.s8.panels ? run_chunk_pausing : run_chunk_s4_pausing;
     share(executor, &work, estimate_ns);
     team_run(executor->config.team, &work, &result);
     if (result.shared || work.wake)
@@ -276,7 +347,7 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
     panels = finish_panel(&work, &result);
     finish(slice, panels, start_ns, &result);
     if (executor->verify.job) {
-        verify_slice(&executor->verify, &executor->rows[scan->index], scan, panels);
+        verify_slice(&executor->verify, slice->on_board, scan, panels);
         result.end_ns = clock_now_ns();
     }
     if (!executor->between)

@@ -1,6 +1,7 @@
 /* The worker's side of the simulated world, and the shadow model. */
 #include "tests/sim/world.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -184,18 +185,17 @@ static void accept(struct world *world, struct world_session *session, const str
     while (job->accepted)
         job++;
     WORLD_REQUIRE(world, job < session->jobs + WORLD_ENTRIES);
-    *job = (struct world_job){
-        .job = {.flow = &session->flows[sqe->layer],
-                .class = sqe->class,
-                .rows = sqe->rows,
-                .deadline_ns = sqe->deadline_ns,
-                .seen_ns = world->now_ns},
-        .accepted = true,
-        .session = (uint32_t)(session - world->session),
-        .layer = sqe->layer,
-        .tag = sqe->tag,
-        .accepted_ns = world->now_ns,
-    };
+    /* The cells are most of it. */
+    memset(job, 0, world->checking ? sizeof(*job) : offsetof(struct world_job, cells));
+    job->job.flow = &session->flows[sqe->layer];
+    job->job.class = sqe->class;
+    job->job.rows = sqe->rows;
+    job->job.deadline_ns = sqe->deadline_ns;
+    job->job.seen_ns = job->accepted_ns = world->now_ns;
+    job->accepted = true;
+    job->session = (uint32_t)(session - world->session);
+    job->layer = sqe->layer;
+    job->tag = sqe->tag;
     scheduler_submit(&world->scheduler, &job->job);
 }
 
@@ -284,7 +284,9 @@ static void check_scan(struct world *world, const struct scheduler_scan *scan)
         rows += scan->members[i].rows;
         WORLD_REQUIRE(world, scan->members[i].panels_left >= scan->panels_now);
     }
-    WORLD_REQUIRE(world, rows == scan->rows && rows <= SCHEDULER_ROWS_MAX);
+    WORLD_REQUIRE(world, rows == scan->rows && rows <= scan->layer->rows_max);
+    WORLD_REQUIRE(world, scan->index < SCHEDULER_LONG_SCANS ||
+                             rows <= scan->layer->rows_short_max);
 }
 
 /* Nobody gathers who cannot wait, or longer than the window, or while the layer has work. */
@@ -375,12 +377,31 @@ static bool run_between(struct world *world, const struct scheduler_scan *scan,
     return world->scheduler.waiting > waiting;
 }
 
+/* Before the panels: rows that have just come on board are made, and others looked for meanwhile.
+ * True: some have come for whom the slice ends, as soon as it can. */
+static bool make_rows(struct world *world, struct scheduler_scan *scan, uint64_t *between_ns)
+{
+    uint64_t ns = 1 + world_random(world, SCHEDULER_SLICE_NS);
+    bool is_ending = run_between(world, scan, between_ns);
+
+    world->now_ns += ns;
+    scheduler_prepared(&world->scheduler, scan, ns);
+    world->compute_ns += ns;
+    for (uint32_t i = 0; i < scan->member_count; i++) {
+        const struct world_job *job = LIST_ENTRY(scan->members[i].job, struct world_job, job);
+
+        world->session[job->session].worth_ns += ns * scan->members[i].rows / scan->rows;
+    }
+    return is_ending;
+}
+
 /* False: there was nothing to run. */
 static bool run_slice(struct world *world)
 {
     struct scheduler_scan *scan = scheduler_next(&world->scheduler, world->now_ns);
     uint64_t ns = 0, between_ns = 0;
     uint32_t panels, done = 0;
+    bool is_ending = false;
 
     check_windows(world);
     world_take_done(world); /* past their deadlines */
@@ -390,6 +411,8 @@ static bool run_slice(struct world *world)
     panels = scan->panels_now;
     if (world->noisy && world_random(world, 3) == 0)
         panels = 1 + (uint32_t)world_random(world, panels);
+    if (scan->changed && scan->index < SCHEDULER_LONG_SCANS && world_random(world, 4) == 0)
+        is_ending = make_rows(world, scan, &between_ns);
     while (done < panels) {
         uint32_t chunk = panels - done;
 
@@ -397,7 +420,7 @@ static bool run_slice(struct world *world)
             chunk = 1 + (uint32_t)world_random(world, chunk);
         ns += run_panels(world, scan, done, chunk);
         done += chunk;
-        if (done < panels && run_between(world, scan, &between_ns))
+        if (done < panels && (run_between(world, scan, &between_ns) || is_ending))
             break;
     }
     world->slices++;

@@ -21,6 +21,11 @@ void world_open(struct world *world, uint64_t seed)
         layer->stream_ns = UINT64_C(1) << world_random(world, 14);
         scheduler_init_layer(&layer->scheduled, 1 + (uint32_t)world_random(world, WORLD_PANELS),
                              1 + (uint32_t)world_random(world, 8), 1 + world_random(world, 5000));
+        if (world_random(world, 3) == 0) { /* its rows are made */
+            uint32_t rows = layer->scheduled.tile_rows + (uint32_t)world_random(world, 64);
+
+            scheduler_limit_rows(&layer->scheduled, rows, (uint32_t)world_random(world, rows));
+        }
     }
 }
 

@@ -13,6 +13,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -162,6 +163,34 @@ class Trial:
         return None, "served" if first.returncode == 0 else "refused a client"
 
 
+def accept_rests(trial):
+    """While accept finds no memory or descriptor a connection waits, and the worker with it: None,
+    or what went wrong."""
+    for error in ("ENOMEM", "EMFILE"):
+        ready, write_end = os.pipe()
+        os.set_inheritable(write_end, True)
+        with tempfile.NamedTemporaryFile("r") as trace:
+            process = subprocess.Popen(
+                ["strace", "-f", "-qq", "-o", trace.name, "-e", "trace=accept4", "-e",
+                 f"inject=accept4:error={error}"] + trial.command(write_end), close_fds=False,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            os.close(write_end)
+            os.read(ready, 16)
+            os.close(ready)
+            client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            client.connect(trial.socket)
+            before = time.monotonic()
+            time.sleep(0.3)
+            tries = sum("accept4" in line for line in trace)
+            passed_ms = (time.monotonic() - before) * 1000
+            client.close()
+            subprocess.run(["pkill", "-TERM", "-P", str(process.pid)], check=False)
+            process.wait(LIMIT_S)
+        if not 1 <= tries <= 2 * (passed_ms / 5 + 1):  # EMFILE tries twice
+            return f"{tries} times accept in {passed_ms:.0f} ms after {error}"
+    return None
+
+
 def main():
     gemmd, hello = sys.argv[1:3]
     full = "--full" in sys.argv
@@ -187,6 +216,10 @@ def main():
                     print(faults[-1], flush=True)
                 else:
                     outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    fault = accept_rests(trial)
+    if fault:
+        faults.append(fault)
+        print(fault, flush=True)
     trial.close()
     print(f"{runs} faults in {len(set(counts) - LEFT_OUT)} system calls: {outcomes}, "
           f"{len(faults)} wrong")

@@ -1,4 +1,5 @@
-/* An executor with one layer and some sessions whose rings are plain memory.  No threads beside. */
+/* An executor with one layer and some sessions whose rings are plain memory.  No threads beside but
+ * those of executor_scene_cpus. */
 #ifndef GEMMD_TESTS_UNIT_WORKER_EXECUTOR_SCENE_H
 #define GEMMD_TESTS_UNIT_WORKER_EXECUTOR_SCENE_H
 
@@ -33,6 +34,8 @@ struct executor_scene {
     float bias[SCENE_N_MAX] __attribute__((aligned(GEMM_ALIGN)));
 };
 
+static cpu_set_t executor_scene_cpus;
+
 static bool scene_stop(void *owner)
 {
     return ((struct executor_scene *)owner)->stop;
@@ -60,6 +63,7 @@ static void scene_open_layer(struct executor_scene *scene, uint32_t n, uint32_t 
     scene->layer = (struct layer){.view = {.s8 = {kernel, n, k, scene->packed},
                                            .n = n,
                                            .k = k,
+                                           .a_type = GEMM_TYPE_U8,
                                            .nr = kernel->nr,
                                            .mr = kernel->mr,
                                            .kernel_id = kernel->id}};
@@ -124,7 +128,7 @@ static void executor_scene_open(struct executor_scene *scene, uint32_t n, uint32
                                      .wake = scene_wake,
                                      .violate = scene_violate,
                                      .owner = scene};
-    struct team_config team = {.spin_ns = 0};
+    struct team_config team = {.cpus = executor_scene_cpus, .cores = scene->stats.cores + 1};
 
     memset(scene, 0, sizeof(*scene));
     assert_int_equal(team_open(&scene->team, &team), 0);

@@ -1,10 +1,12 @@
 /* The executor: from submission to completion, sessions that share a scan, interruptions. */
 #include "tests/unit/worker/unit.h"
 
+#include <sched.h>
+
 #include "tests/unit/worker/executor_scene.h"
 #include "worker/clock.h"
 
-enum { N = 1000, K = 200, ROWS = 40, ARENA = 1 << 20, C_AT = 1 << 16 };
+enum { N = 1000, K = 200, ROWS = 40, ARENA = 5 << 18, C_AT = 1 << 16 };
 
 static struct executor_scene scene;
 static uint8_t arenas[SCENE_CLIENTS][ARENA] __attribute__((aligned(64)));
@@ -87,6 +89,35 @@ static void test_shared_scan(void **state)
     assert_int_equal(scene.stats.jobs, 3 + 3); /* and the empty ones */
     assert_int_equal(scene.stats.rows, 1 + 8 + 15);
     assert_true(scene.stats.shared_slices > 0);
+    executor_scene_close(&scene);
+}
+
+/* Two threads and many rows: each has its own half of them. */
+static void test_cut_by_rows(void **state)
+{
+    const uint32_t rows = 2 * EXECUTOR_TEAM_ROWS;
+    cpu_set_t cpus;
+    int cpu = 0;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
+    while (!CPU_ISSET(cpu, &cpus))
+        cpu++;
+    CPU_SET(cpu, &executor_scene_cpus);
+    open_scene(1);
+    CPU_ZERO(&executor_scene_cpus);
+    for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++)
+        scene.layer.scheduled.cost[i] = 100 * 16;
+    scene.layer.scheduled.rows_short = 0;
+    scene.layer.scheduled.rows_cap = rows;
+    submit(0, rows, 1);
+    executor_take(&scene.executor, &scene.clients[0].session.ring);
+    assert_true(executor_step(&scene.executor));
+    assert_int_equal(scene.executor.slices[0].rows, rows);
+    assert_int_equal(scene.executor.slices[0].row_blocks % 2, 0);
+    run_all();
+    expect(0, 1, GEMMD_STATUS_OK);
+    check_result(0, rows);
     executor_scene_close(&scene);
 }
 
@@ -187,6 +218,7 @@ static void test_taken_away(void **state)
 static struct layer other; /* layer 1: the same weights, short */
 static uint32_t looks;
 static bool cancels;
+static uint32_t looks_alone; /* before the one that found it */
 
 /* At the second look of a slice of client 0: a short job of client 1 has come; then perhaps a
  * cancel of the job on board, and one behind it. */
@@ -197,6 +229,8 @@ static bool submit_meanwhile(void *owner)
                             .c_offset = C_AT, .c_stride_bytes = N * 4, .user_data = 50};
 
     (void)owner;
+    if (other.jobs == 0)
+        looks_alone = looks;
     if (++looks == 2)
         executor_scene_submit(&scene.clients[1], &sqe);
     if (looks == 2 && cancels) {
@@ -210,12 +244,45 @@ static bool submit_meanwhile(void *owner)
     return false;
 }
 
-static void run_meanwhile(bool pausing)
+enum meanwhile { PLAIN, PAUSING, MADE, S4_PAUSING };
+
+/* Weights of 4 bits in the place of the others. */
+static void make_s4(void)
 {
+    static uint8_t panels[SCENE_N_MAX * SCENE_K_MAX] __attribute__((aligned(GEMM_ALIGN)));
+    static uint8_t halves[N * K / 2];
+    static uint16_t multipliers[N * K / 32 + N];
+    static float weighted_sums[SCENE_N_MAX] __attribute__((aligned(GEMM_ALIGN)));
+    const struct int4_kernel *kernel = int4_select(cpu_detect());
+    struct layer_view *view = &scene.layer.view;
+
+    for (uint32_t i = 0; i < N * K; i++) {
+        scene.weights[i] = (int8_t)(i * 29 % 16) - 8;
+        halves[i / 2] = (uint8_t)((i % 2 ? halves[i / 2] : 0) |
+                                  (scene.weights[i] & 15) << (i % 2 ? 4 : 0));
+    }
+    for (uint32_t i = 0; i < sizeof(multipliers) / sizeof(*multipliers); i++)
+        multipliers[i] = 1;
+    assert_true(int4_packed_bytes(kernel, N, K, 32) <= sizeof(panels));
+    int4_pack(kernel, N, K, 32, halves, K / 2, multipliers, panels, weighted_sums);
+    view->s8.panels = NULL;
+    view->s4 = (struct int4_weights){kernel, N, K, 32, panels};
+    view->nr = kernel->nr;
+    view->mr = kernel->mr;
+    view->epilogue.weighted_sums = weighted_sums;
+    scheduler_init_layer(&scene.layer.scheduled, (N + view->nr - 1) / view->nr, view->mr, 1000);
+}
+
+static void run_meanwhile(enum meanwhile kind)
+{
+    static const int32_t zeros[SCENE_N_MAX] __attribute__((aligned(GEMM_ALIGN)));
     struct gemmd_cqe cqe;
 
     open_scene(2);
+    if (kind == S4_PAUSING)
+        make_s4();
     other = scene.layer;
+    other.jobs = 0;
     scheduler_init_layer(&other.scheduled, scene.layer.scheduled.panels, other.view.mr, 100);
     session_layer_open(&scene.clients[1].session.ring.layers[1], &other, 1);
     for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++)
@@ -223,11 +290,15 @@ static void run_meanwhile(bool pausing)
     scene.layer.scheduled.rows_short = 0;
     scene.executor.config.look = submit_meanwhile;
     scene.executor.has_company = true;
-    if (pausing)
+    if (kind == PAUSING || kind == S4_PAUSING)
         scene.executor.latency_ns = clock_now_ns();
+    if (kind == MADE)
+        scene.layer.view.epilogue.b_zero_points = zeros; /* sums of rows */
     looks = 0;
     submit(0, ROWS, 40);
     executor_take(&scene.executor, &scene.clients[0].session.ring);
+    if (kind == MADE)
+        scene.layer.shape.a_row_bytes = 16 << 10; /* as if they were long */
     assert_true(executor_step(&scene.executor));
     expect(1, 50, GEMMD_STATUS_OK);
     check_result(1, 2);
@@ -240,11 +311,16 @@ static void test_between_chunks(void **state)
 {
     (void)state;
     cancels = false;
-    for (int pausing = 0; pausing < 2; pausing++) {
-        run_meanwhile(pausing);
+    for (enum meanwhile kind = PLAIN; kind <= S4_PAUSING; kind++) {
+        run_meanwhile(kind);
         expect(0, 40, GEMMD_STATUS_OK);
         check_result(0, ROWS);
         assert_int_equal(scene.stats.slices, 2);
+        assert_int_equal(looks_alone, 1);
+        if (kind == MADE) /* ten chunks of rows before those of the slice */
+            assert_true(looks >= 10 + 2);
+        if (kind == S4_PAUSING) /* each panel, of which a chunk has several */
+            assert_true(looks > N / scene.layer.view.nr);
         executor_scene_close(&scene);
     }
 }
@@ -255,8 +331,8 @@ static void test_cancel_between_chunks(void **state)
 {
     (void)state;
     cancels = true;
-    for (int pausing = 0; pausing < 2; pausing++) {
-        run_meanwhile(pausing);
+    for (enum meanwhile kind = PLAIN; kind <= S4_PAUSING; kind++) {
+        run_meanwhile(kind);
         expect(0, 40, GEMMD_STATUS_CANCELLED);
         expect(0, 41, GEMMD_STATUS_OK);
         executor_take(&scene.executor, &scene.clients[0].session.ring);
@@ -318,6 +394,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shared_scan),
+        cmocka_unit_test(test_cut_by_rows),
         cmocka_unit_test(test_interrupted),
         cmocka_unit_test(test_added_to_once),
         cmocka_unit_test(test_taken_away),

@@ -87,6 +87,7 @@ static void test_weights(void **state)
         {":2", ": no such user"},
         {",root:4", ": no weight"},
         {"root:4,,", ": no weight"},
+        {"root:4,", "root: no user behind the comma"},
         {"root:0000000000000000000000000000000000000000000000000000000000000000000000000004",
          "root:000000000000000000000000000000000000000000000000000000000000000000: too long"},
     };
@@ -110,6 +111,7 @@ static void test_weights(void **state)
     }
     for (int i = 0; i < PEERS_MAX; i++)
         memcpy(many + 4 * i, "7:2,", 4);
+    many[4 * PEERS_MAX - 1] = '\0';
     memset(&peers, 0, sizeof(peers));
     assert_true(peers_add_weights(&peers, many, 64, &why));
     assert_false(peers_add_weights(&peers, "8:2", 64, &why));

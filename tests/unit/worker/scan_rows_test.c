@@ -40,7 +40,7 @@ static void set_up(enum gemm_type a_type, uint32_t k)
     layer.shape.a_row_bytes = k * (uint32_t)gemm_type_bytes(a_type);
     layer.view.a_row_scales = a_type == GEMM_TYPE_U8; /* what comes behind the row is one */
     scheduler_init_layer(&layer.scheduled, PANELS, 4, 1000);
-    scheduler_limit_rows(&layer.scheduled, scan_rows_limit(&layer.view));
+    scheduler_limit_rows(&layer.scheduled, scan_rows_limit(&layer.view), 0);
     memset(&scan, 0, sizeof(scan));
     scan.layer = &layer.scheduled;
     for (uint32_t i = 0; i < JOBS; i++) {

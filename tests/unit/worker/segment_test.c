@@ -10,6 +10,10 @@
 
 #define MIB (UINT64_C(1) << 20)
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
 /* ---- faults put into the kernel's answers ---------------------------------------------------- */
 
 static bool no_populate, steal_pages;
@@ -292,6 +296,41 @@ static void falls_back_to_small_pages(void **state)
     segment_destroy(&segment);
 }
 
+/* Bytes of huge pages at the start of a mapping, as the kernel shows them. */
+static uint64_t huge_bytes(const void *memory)
+{
+    FILE *file = fopen("/proc/self/smaps", "re");
+    unsigned long long start, kib, bytes = 0;
+    bool inside = false;
+    char line[512], end;
+
+    assert_non_null(file);
+    while (fgets(line, sizeof(line), file))
+        if (sscanf(line, "%llx-%*x %c", &start, &end) == 2)
+            inside = start == (uintptr_t)memory;
+        else if (inside && sscanf(line, "ShmemPmdMapped: %llu kB", &kib) == 1)
+            bytes = kib << 10;
+    fclose(file);
+    return bytes;
+}
+
+/* Small pages become transparent huge ones, whole 2 MiB at a time, where the kernel has them. */
+static void collapses(void **state)
+{
+    struct segment segment;
+
+    (void)state;
+    assert_int_equal(segment_create(&segment, "gemmd-test", 5 * MIB, false, -1), 0);
+    assert_int_equal(segment.page_bytes, 4096);
+    assert_int_equal(segment.bytes, 5 * MIB);
+    assert_int_equal((uintptr_t)segment.memory % (2 * MIB), 0);
+    if (madvise(segment.memory, 2 * MIB, MADV_COLLAPSE) == 0) /* it did before, or can now */
+        assert_int_equal(huge_bytes(segment.memory), 4 * MIB);
+    for (uint64_t i = 0; i < segment.bytes; i += 512)
+        assert_int_equal(((char *)segment.memory)[i], 0);
+    segment_destroy(&segment);
+}
+
 /* Pages vanish between mapping and populating: with both ways of populating. */
 static int create_while_pages_vanish(void *argument)
 {
@@ -397,6 +436,7 @@ int main(void)
         cmocka_unit_test(seals_that_fail),
         cmocka_unit_test(holes_that_cannot_be_filled),
         cmocka_unit_test(populated),
+        cmocka_unit_test(collapses),
         cmocka_unit_test(life_on_huge_pages),
         cmocka_unit_test(falls_back_to_small_pages),
         cmocka_unit_test(stolen_pages),

@@ -37,7 +37,7 @@ static void check_property(void)
             bad_between += !gemm_pairs_are_narrow((int8_t[]){0, (int8_t)b0, (int8_t)b1, 0}, 4);
         }
     }
-    check(bad == 0, "%zu of %zu differ from the definition", bad, 65536 * sizeof(places));
+    check(bad == 0, "%zu differ from the definition", bad);
     check(bad_between == 0, "%zu pairs that are none", bad_between);
     check(gemm_pairs_are_narrow(panels, 0), "no pairs");
     free(panels);
@@ -46,7 +46,7 @@ static void check_property(void)
 /* One pair of all the weights decides; k is odd: the last weight of a column stands alone. */
 static void check_weights(const struct gemm_kernel *kernel)
 {
-    enum { N = 70, DEPTH = 77 };
+    enum { N = 70, DEPTH = 13 };
     const struct gemm_kernel *narrow = gemm_narrow(kernel);
     int8_t b[N * DEPTH], *panels = check_alloc(gemm_packed_bytes(kernel, N, DEPTH));
     int32_t sums[N];

@@ -122,8 +122,10 @@ static bool run_kernel(const struct gemm_kernel *kernel)
     random_seed(seed); /* so that a filter does not change what a kernel sees */
     check_pack(kernel);
     check_ukernel(kernel);
-    check_epilogue(kernel);
-    check_activation(kernel);
+    if (!kernel->narrow_pairs) { /* the same epilogue with the same nr */
+        check_epilogue(kernel);
+        check_activation(kernel);
+    }
     check_run(kernel);
     check_dynamic(kernel);
     failures = check_context.failures - failures;

@@ -64,8 +64,12 @@ INLINE void step(size_t m, const uint8_t *const *a, size_t t, const int8_t *pane
     __m256i b[NV];
 
     UNROLL
-    for (size_t v = 0; v < NV; v++)
+    for (size_t v = 0; v < NV; v++) {
         b[v] = _mm256_load_si256((const __m256i *)panel + v);
+        /* Else gcc 12 loads it for each row of so few, and waits for the loads. */
+        if (m == 2 || m == 3)
+            __asm__("" : "+x"(b[v]));
+    }
     /* Not a loop over m: clang 14 keeps `sum` in memory when a loop has but one iteration. */
     row(a[0] + t, b, sum);
     if (m > 1)
@@ -119,6 +123,10 @@ INLINE void tile(size_t m, size_t steps, const uint8_t *const *a, const int8_t *
             step(m, a, (t + 5) * KR, panel + 5 * STEP_BYTES, sum + 5 % sets * m * NV);
         }
         panel += unroll * STEP_BYTES;
+        /* Without this gcc 12 moves accumulators between registers and memory in each round. */
+        UNROLL
+        for (size_t i = 0; i < sets * m * NV; i++)
+            __asm__("" : "+x"(sum[i]));
     }
     for (; t < steps; t++, panel += STEP_BYTES)
         step(m, a, t * KR, panel, sum);

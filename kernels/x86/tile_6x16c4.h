@@ -11,9 +11,9 @@
  *     per 4 k:   12 dot4, 8 loads
  *
  * With fewer than four rows a round takes 6 / m steps, and as many sets of accumulators as CHAINS
- * asks for.  A rows are
- * read directly in whole groups of 4 bytes; the last k % 4 bytes and s8 rows go through a copy on
- * the stack, zero-padded.
+ * asks for.  A rows are read directly, four bytes at a time; the last k % 4 bytes as the end of the
+ * last four, because a row may end at a page's end.  What cannot be (rows shorter than that, s8
+ * rows) is first copied to the stack, zero-padded.
  */
 #ifndef GEMMD_KERNELS_X86_TILE_6X16C4_H
 #define GEMMD_KERNELS_X86_TILE_6X16C4_H
@@ -40,26 +40,23 @@ enum {
 #define UNROLL _Pragma("GCC unroll 24")
 #endif
 
-INLINE __m256i broadcast4(const uint8_t *p)
+/* One row of one k step: four bytes; at_end: the last 1 to 3 of them, then zeros, where shift is 8
+ * bits for each byte missing. */
+INLINE void row(const uint8_t *a, int at_end, uint32_t shift, const __m256i *b, __m256i *sum)
 {
-    int32_t four;
+    uint32_t four;
+    __m256i all;
 
-    __builtin_memcpy(&four, p, sizeof(four));
-    return _mm256_set1_epi32(four);
-}
-
-/* One row of one k step. */
-INLINE void row(const uint8_t *a, const __m256i *b, __m256i *sum)
-{
-    __m256i four = broadcast4(a);
-
+    __builtin_memcpy(&four, a, sizeof(four));
+    all = _mm256_set1_epi32((int32_t)(at_end ? four >> shift : four));
     UNROLL
     for (size_t v = 0; v < NV; v++)
-        sum[v] = dot4(sum[v], four, b[v]);
+        sum[v] = dot4(sum[v], all, b[v]);
 }
 
-/* One k step: 4 bytes of each of m rows, at byte t, into accumulator set `sum`. */
-INLINE void step(size_t m, const uint8_t *const *a, size_t t, const int8_t *panel, __m256i *sum)
+/* One k step of m rows, at byte t of each, into accumulator set `sum`. */
+INLINE void rows(size_t m, const uint8_t *const *a, size_t t, int at_end, uint32_t shift,
+                 const int8_t *panel, __m256i *sum)
 {
     __m256i b[NV];
 
@@ -71,17 +68,22 @@ INLINE void step(size_t m, const uint8_t *const *a, size_t t, const int8_t *pane
             __asm__("" : "+x"(b[v]));
     }
     /* Not a loop over m: clang 14 keeps `sum` in memory when a loop has but one iteration. */
-    row(a[0] + t, b, sum);
+    row(a[0] + t, at_end, shift, b, sum);
     if (m > 1)
-        row(a[1] + t, b, sum + NV);
+        row(a[1] + t, at_end, shift, b, sum + NV);
     if (m > 2)
-        row(a[2] + t, b, sum + 2 * NV);
+        row(a[2] + t, at_end, shift, b, sum + 2 * NV);
     if (m > 3)
-        row(a[3] + t, b, sum + 3 * NV);
+        row(a[3] + t, at_end, shift, b, sum + 3 * NV);
     if (m > 4)
-        row(a[4] + t, b, sum + 4 * NV);
+        row(a[4] + t, at_end, shift, b, sum + 4 * NV);
     if (m > 5)
-        row(a[5] + t, b, sum + 5 * NV);
+        row(a[5] + t, at_end, shift, b, sum + 5 * NV);
+}
+
+INLINE void step(size_t m, const uint8_t *const *a, size_t t, const int8_t *panel, __m256i *sum)
+{
+    rows(m, a, t, 0, 0, panel, sum);
 }
 
 /* What one round of the single row will read of a later part of the panel, or of the next panel; a
@@ -93,11 +95,11 @@ INLINE void prefetch(const int8_t *panel)
         _mm_prefetch(panel + line * 64, _MM_HINT_T0);
 }
 
-/* acc (+)= A * panel over `steps` k steps, for a constant m. */
-INLINE void tile(size_t m, size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
+/* acc (+)= A * panel over k bytes, at least KR, for a constant m. */
+INLINE void tile(size_t m, size_t k, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
                  int accumulate)
 {
-    const size_t unroll = MR / m, sets = CHAINS < m * NV ? 1 : CHAINS / (m * NV);
+    const size_t steps = k / KR, unroll = MR / m, sets = CHAINS < m * NV ? 1 : CHAINS / (m * NV);
     __m256i sum[MR * NV];
     size_t t = 0;
 
@@ -130,6 +132,8 @@ INLINE void tile(size_t m, size_t steps, const uint8_t *const *a, const int8_t *
     }
     for (; t < steps; t++, panel += STEP_BYTES)
         step(m, a, t * KR, panel, sum);
+    if (k % KR)
+        rows(m, a, k - KR, 1, 8 * (KR - k % KR), panel, sum);
     UNROLL
     for (size_t i = m * NV; i < sets * m * NV; i++)
         sum[i % (m * NV)] = _mm256_add_epi32(sum[i % (m * NV)], sum[i]);
@@ -139,14 +143,14 @@ INLINE void tile(size_t m, size_t steps, const uint8_t *const *a, const int8_t *
 }
 
 /* A function for each m, so that m is a constant in it. */
-typedef void tile_fn(size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
+typedef void tile_fn(size_t k, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
                      int accumulate);
 
 #define TILE(m)                                                                                    \
-    static void tile_##m(size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc, \
+    static void tile_##m(size_t k, const uint8_t *const *a, const int8_t *panel, int32_t *acc,     \
                          int accumulate)                                                           \
     {                                                                                              \
-        tile(m, steps, a, panel, acc, accumulate);                                                 \
+        tile(m, k, a, panel, acc, accumulate);                                                     \
     }
 
 TILE(1)
@@ -174,25 +178,30 @@ static void copy_row(uint8_t *to, const uint8_t *from, size_t bytes, uint8_t a_f
         to[t] = 0;
 }
 
-INLINE void ukernel(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
-                    const int8_t *panel, int32_t *acc)
+static void run_copied(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                       const int8_t *panel, int32_t *acc)
 {
     _Alignas(32) uint8_t copy[MR][COPY_BYTES];
-    const uint8_t *rows[MR];
-    size_t t = a_flip ? 0 : k / KR * KR;
+    const uint8_t *copied[MR];
 
-    if (t)
-        tiles[m](t / KR, a, panel, acc, 0);
-    while (t < k) {
+    for (size_t t = 0; t < k; t += COPY_BYTES) {
         size_t bytes = k - t < COPY_BYTES ? k - t : COPY_BYTES;
 
         for (size_t i = 0; i < m; i++) {
             copy_row(copy[i], a[i] + t, bytes, a_flip);
-            rows[i] = copy[i];
+            copied[i] = copy[i];
         }
-        tiles[m]((bytes + KR - 1) / KR, rows, panel + t / KR * STEP_BYTES, acc, t > 0);
-        t += bytes;
+        tiles[m]((bytes + KR - 1) / KR * KR, copied, panel + t / KR * STEP_BYTES, acc, t > 0);
     }
+}
+
+INLINE void ukernel(size_t m, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                    const int8_t *panel, int32_t *acc)
+{
+    if (!a_flip && k >= KR)
+        tiles[m](k, a, panel, acc, 0);
+    else
+        run_copied(m, k, a, a_flip, panel, acc);
 }
 
 #endif

@@ -35,7 +35,7 @@ enum {
     STEP_BYTES = NV * 32,  /* panel bytes per k step */
     COPY_K = 512,          /* k of each row widened at a time: 6 KiB of stack, in L1 */
     ODD = COPY_K / 2,      /* where the odd elements of a widened row begin */
-    PREFETCH_BYTES = 2048, /* single row: how far ahead of the panel stream; a step is a line */
+    PREFETCH_BYTES = 2048, /* how far ahead of the panel stream; a step is a line */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -110,8 +110,8 @@ INLINE void tile(size_t m, size_t steps, const int16_t (*a)[COPY_K], const int8_
         sum[i] = accumulate ? _mm256_load_si256((const __m256i *)(acc + i * LANES))
                             : _mm256_setzero_si256();
     for (size_t t = 0; t < steps; t++, panel += STEP_BYTES) {
-        if (m == 1) /* of this panel or the next one; beyond the last it cannot fault */
-            _mm_prefetch(panel + PREFETCH_BYTES, _MM_HINT_T0);
+        /* Of this panel or the next one; beyond the last it cannot fault. */
+        _mm_prefetch(panel + PREFETCH_BYTES, _MM_HINT_T0);
         step(m, a, t, panel, sum);
     }
     UNROLL

@@ -29,7 +29,7 @@ enum {
     LANES = 8,
     STEP_BYTES = NV * 32,  /* panel bytes per k step */
     COPY_BYTES = 1024,     /* k bytes of each row copied at a time: 6 KiB of stack, in L1 */
-    PREFETCH_BYTES = 2048, /* single row: how far ahead of the panel stream */
+    PREFETCH_BYTES = 2048, /* how far ahead of the panel stream; a step is a line */
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -86,13 +86,13 @@ INLINE void step(size_t m, const uint8_t *const *a, size_t t, const int8_t *pane
     rows(m, a, t, 0, 0, panel, sum);
 }
 
-/* What one round of the single row will read of a later part of the panel, or of the next panel; a
+/* What one round will read of a later part of the panel, or of the next panel; a
  * prefetch beyond the last cannot fault. */
-INLINE void prefetch(const int8_t *panel)
+INLINE void prefetch(const int8_t *panel, size_t lines)
 {
     UNROLL
-    for (size_t line = 0; line < MR * STEP_BYTES / 64; line++)
-        _mm_prefetch(panel + line * 64, _MM_HINT_T0);
+    for (size_t line = 0; line < lines; line++)
+        _mm_prefetch(panel + line * STEP_BYTES, _MM_HINT_T0);
 }
 
 /* acc (+)= A * panel over k bytes, at least KR, for a constant m. */
@@ -112,8 +112,7 @@ INLINE void tile(size_t m, size_t k, const uint8_t *const *a, const int8_t *pane
             sum[i] = _mm256_load_si256((const __m256i *)(acc + i * LANES));
     }
     for (; t + unroll <= steps; t += unroll) {
-        if (m == 1)
-            prefetch(panel + PREFETCH_BYTES);
+        prefetch(panel + PREFETCH_BYTES, unroll);
         step(m, a, t * KR, panel, sum);
         if (unroll > 1)
             step(m, a, (t + 1) * KR, panel + STEP_BYTES, sum + 1 % sets * m * NV);

@@ -96,6 +96,7 @@ struct gemm_kernel {
     uint16_t id;            /* stable number, reported in completions and stored in packed files */
     uint16_t mr, nr, kr;    /* kr: consecutive k bytes of one column that lie together in a panel */
     uint16_t n_step;        /* columns of the last panel: the next multiple of this */
+    bool narrow_pairs;      /* right for weights with narrow pairs alone: kernels/pack.h */
     uint32_t b_group_bytes; /* panels that pass by one tile of rows, from L2; 0: one panel */
     gemm_ukernel_fn *ukernel;
     gemm_gather_fn *gather; /* given where ukernel reads rows in place at one distance only */
@@ -106,6 +107,16 @@ struct gemm_kernel {
 /* The best kernel whose level is in `levels` (a mask of 1u << level).  Never NULL: the reference is
  * in every mask. */
 const struct gemm_kernel *gemm_select(uint32_t levels);
+
+/* The kernel that is faster than `kernel`, which takes any weights, for those with narrow pairs: of
+ * its level and with its layout.  NULL: there is none.  A table row, but never what is selected or
+ * named for packing. */
+const struct gemm_kernel *gemm_narrow(const struct gemm_kernel *kernel);
+
+/* `kernel`, or gemm_narrow of it, for packed weights, all of which are looked at where it matters:
+ * some 10 GB/s, up to the first pair that is not narrow. */
+const struct gemm_kernel *gemm_select_for_weights(const struct gemm_kernel *kernel, uint32_t n,
+                                                  uint32_t k, const int8_t *panels);
 
 /* A fixed small problem on `kernel`, whose level must be present: what a measurement times. */
 void gemm_probe_run(const struct gemm_kernel *kernel);

@@ -10,6 +10,10 @@
 #include <assert.h>
 #include <string.h>
 
+/* Between two looks at whether all pairs were narrow: weights of 8 bits end the search in the first
+ * block. */
+enum { PAIRS_BLOCK_BYTES = 1024 };
+
 static size_t round_up(size_t value, size_t multiple)
 {
     return (value + multiple - 1) / multiple * multiple;
@@ -74,4 +78,31 @@ void gemm_unpack(const struct gemm_kernel *kernel, uint32_t n, uint32_t k, const
             memcpy(b + j * stride_bytes + t, panels + panel_offset(kernel, n, k, j, t),
                    k - t < kr ? k - t : kr);
     }
+}
+
+/* How far the pairs of a block go beyond -128 .. 128: a loop that becomes vectors. */
+static bool block_is_narrow(const int8_t *panels, size_t bytes)
+{
+    uint16_t beyond = 0;
+
+    for (size_t i = 0; i < bytes; i += 2) {
+        int16_t pair, sum;
+
+        memcpy(&pair, panels + i, sizeof(pair));
+        sum = (int16_t)((pair >> 8) + ((int16_t)((uint16_t)pair << 8) >> 8));
+        beyond |= (uint16_t)(sum > 128) | (uint16_t)(sum < -128);
+    }
+    return beyond == 0;
+}
+
+bool gemm_pairs_are_narrow(const int8_t *panels, size_t bytes)
+{
+    assert(bytes % 2 == 0);
+    for (size_t i = 0; i < bytes; i += PAIRS_BLOCK_BYTES) {
+        size_t count = bytes - i < PAIRS_BLOCK_BYTES ? bytes - i : PAIRS_BLOCK_BYTES;
+
+        if (!block_is_narrow(panels + i, count))
+            return false;
+    }
+    return true;
 }

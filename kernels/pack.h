@@ -26,4 +26,10 @@ void gemm_pack(const struct gemm_kernel *kernel, uint32_t n, uint32_t k, const i
 void gemm_unpack(const struct gemm_kernel *kernel, uint32_t n, uint32_t k, const int8_t *panels,
                  int8_t *b, size_t stride_bytes);
 
+/* Whether each two weights of consecutive k that start at an even k, as they lie side by side in
+ * panels with an even kr, sum up to -128 .. 128.  Then their positive parts and their negative ones
+ * do (of two signs, the sum of each is a byte), and two products with u8 fit s16: a narrow pair.
+ * Any part of the panels, with an even number of bytes before it and in it. */
+bool gemm_pairs_are_narrow(const int8_t *panels, size_t bytes);
+
 #endif

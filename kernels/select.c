@@ -1,5 +1,5 @@
 /*
- * Choice of a kernel by measurement.
+ * Choice of a kernel by what the weights are, and by measurement.
  *
  * cpuid promises AMX, not its speed: a hypervisor may trap tile state, a part may lower its clock
  * for the tile unit.  So the AMX kernel has to beat the vector kernel that would otherwise be
@@ -19,6 +19,15 @@ enum {
     DEPTH = 512,
     ROUNDS = 9, /* the least of each side counts: an interrupt only ever adds */
 };
+
+const struct gemm_kernel *gemm_select_for_weights(const struct gemm_kernel *kernel, uint32_t n,
+                                                  uint32_t k, const int8_t *panels)
+{
+    const struct gemm_kernel *narrow = gemm_narrow(kernel);
+
+    return narrow && gemm_pairs_are_narrow(panels, gemm_packed_bytes(kernel, n, k)) ? narrow
+                                                                                   : kernel;
+}
 
 void gemm_probe_run(const struct gemm_kernel *kernel)
 {

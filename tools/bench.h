@@ -30,6 +30,7 @@ struct bench_options {
     unsigned int cpus[BENCH_THREADS];
     bool cpus_given;
     unsigned int threads; /* 1: no measurements on two threads */
+    uint32_t weight_bits; /* 8: full-range */
     bool quick, json, peer;
     const char *plot; /* path of a PNG, or NULL */
 };
@@ -96,6 +97,9 @@ struct bench_problem {
     size_t a_bytes, b_bytes, c_bytes, column_bytes;
 };
 
+/* How many bits the weights of problems opened from now on use: 2 to 8, which is what they have
+ * without this. */
+void bench_problem_set_weight_bits(uint32_t bits);
 void bench_problem_open(struct bench_problem *problem, struct bench_machine *machine,
                         const struct bench_shape *shape);
 void bench_problem_close(struct bench_problem *problem);
@@ -105,8 +109,9 @@ void bench_problem_close(struct bench_problem *problem);
 struct bench_ours;
 
 /* The level's kernel; NULL `level`: the measured choice.  NULL when this machine lacks it.  Writes
- * the kernel's name and level. */
-bool bench_ours_select(const char *level, const char **kernel_name, const char **level_name);
+ * the name of what runs (narrow: for weights with narrow pairs) and the level's. */
+bool bench_ours_select(const char *level, bool narrow, const char **kernel_name,
+                       const char **level_name);
 /* The kernel of this name; false when there is none, or this machine lacks it. */
 bool bench_ours_select_kernel(const char *name);
 struct bench_ours *bench_ours_open(const struct bench_problem *problem,

@@ -52,7 +52,8 @@ static const struct gemm_kernel *kernel_of_level(const char *level, uint32_t pre
     return NULL;
 }
 
-bool bench_ours_select(const char *level, const char **kernel_name, const char **level_name)
+bool bench_ours_select(const char *level, bool narrow, const char **kernel_name,
+                       const char **level_name)
 {
     uint32_t present = cpu_detect(), mask;
 
@@ -62,7 +63,7 @@ bool bench_ours_select(const char *level, const char **kernel_name, const char *
     selected = level ? kernel_of_level(level, present) : gemm_select_measured(present, probe_ns);
     if (!selected)
         return false;
-    *kernel_name = selected->name;
+    *kernel_name = (narrow && gemm_narrow(selected) ? gemm_narrow(selected) : selected)->name;
     *level_name = cpu_level_name(selected->level);
     return true;
 }
@@ -130,7 +131,8 @@ struct bench_ours *bench_ours_open(const struct bench_problem *problem,
     scatter(ours, problem, machine);
     gemm_pack(selected, n, k, problem->b, k, ours->panels, ours->offset);
     gemm_offset(n, GEMM_TYPE_U8, 0, ours->offset, NULL, ours->offset);
-    ours->weights = (struct gemm_weights){selected, n, k, ours->panels};
+    ours->weights = (struct gemm_weights){gemm_select_for_weights(selected, n, k, ours->panels), n,
+                                          k, ours->panels};
     ours->epilogue = (struct gemm_epilogue){
         .a_type = GEMM_TYPE_U8,
         .c_type = GEMM_TYPE_U8,

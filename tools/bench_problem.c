@@ -1,10 +1,11 @@
-/* The operands of one shape: full-range bytes, outputs spread over u8. */
+/* The operands of one shape: full-range bytes, or weights of fewer bits; outputs spread over u8. */
 #include "tools/bench.h"
 
 #include <math.h>
 #include <string.h>
 
 static uint64_t state;
+static uint32_t weight_bits = 8;
 
 static uint64_t random_u64(void)
 {
@@ -24,11 +25,16 @@ static void fill(void *to, size_t bytes)
     }
 }
 
+void bench_problem_set_weight_bits(uint32_t bits)
+{
+    weight_bits = bits;
+}
+
 void bench_problem_open(struct bench_problem *problem, struct bench_machine *machine,
                         const struct bench_shape *shape)
 {
     /* Standard deviation of a sum of k products of uniform bytes, about 148 * 74 * sqrt(k). */
-    float spread = 11000.0f * sqrtf((float)shape->k);
+    float spread = ldexpf(11000.0f * sqrtf((float)shape->k), (int)weight_bits - 8);
 
     state = 1;
     problem->shape = *shape;
@@ -43,6 +49,8 @@ void bench_problem_open(struct bench_problem *problem, struct bench_machine *mac
     problem->bias = bench_alloc(machine, problem->column_bytes);
     fill(problem->a, problem->a_bytes);
     fill(problem->b, problem->b_bytes);
+    for (size_t i = 0; i < problem->b_bytes; i++)
+        problem->b[i] = (int8_t)(problem->b[i] >> (8 - weight_bits));
     for (uint32_t j = 0; j < shape->n; j++) {
         problem->scale[j] = 64.0f / spread * (1.0f + (float)(j % 16) / 64.0f);
         problem->bias[j] = (float)(j % 33) - 16.0f;

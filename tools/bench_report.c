@@ -32,7 +32,8 @@ void bench_text_head(const struct bench_report *report)
     printf("cpu      %s, L2 %zu KiB, L3 %zu MiB\n", machine->cpu, machine->l2_bytes >> 10,
            machine->l3_bytes >> 20);
     printf("kernel   %s\n", machine->kernel);
-    printf("level    %s, %s\n", report->level_name, report->kernel_name);
+    printf("level    %s, %s; weights of %u bits\n", report->level_name, report->kernel_name,
+           report->options->weight_bits);
     printf("peer     %s\n", report->peer_version);
     printf("pages    %s, both sides\n", bench_pages_name(machine->pages));
     printf("cpus     %u", report->options->cpus[0]);
@@ -174,6 +175,7 @@ void bench_json(const struct bench_report *report, FILE *to)
     fprintf(to, "\"l2_bytes\": %zu, \"l3_bytes\": %zu},\n  ", machine->l2_bytes, machine->l3_bytes);
     json_string(to, "level", report->level_name);
     json_string(to, "micro_kernel", report->kernel_name);
+    fprintf(to, "\"weight_bits\": %u, ", report->options->weight_bits);
     json_string(to, "peer", report->peer_version);
     fprintf(to, "\"rounds\": %u, \"threads\": %u,\n  \"peak\": {", report->options->rounds,
             report->options->threads);

@@ -35,6 +35,8 @@ static const char usage_text[] =
     "  --rounds R        rounds whose median counts, 1 to 31 (default 7; quick: 3)\n"
     "  --threads T       1, or 2: also on two threads (default 2 where there are two CPUs)\n"
     "  --cpu A[,B]       the CPUs to pin to (default: the first ones allowed)\n"
+    "  --weight-bits B   weights of B bits, 2 to 8 (default 8); up to 7, where no level of oneDNN\n"
+    "                    saturates, different results are a failure\n"
     "  --no-peer         leave oneDNN out\n"
     "  --json            the report as JSON\n"
     "  --plot FILE       also a roofline as PNG, drawn by gnuplot\n"
@@ -50,6 +52,7 @@ enum option_id {
     OPTION_ROUNDS,
     OPTION_THREADS,
     OPTION_CPU,
+    OPTION_WEIGHT_BITS,
     OPTION_NO_PEER,
     OPTION_JSON,
     OPTION_PLOT,
@@ -66,6 +69,7 @@ static const struct option long_options[] = {
     {"rounds", required_argument, NULL, OPTION_ROUNDS},
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"cpu", required_argument, NULL, OPTION_CPU},
+    {"weight-bits", required_argument, NULL, OPTION_WEIGHT_BITS},
     {"no-peer", no_argument, NULL, OPTION_NO_PEER},
     {"json", no_argument, NULL, OPTION_JSON},
     {"plot", required_argument, NULL, OPTION_PLOT},
@@ -143,7 +147,7 @@ static void keep_group(struct bench_options *options, const char *group)
 /* 0, or an exit status; -1: nothing is left to do. */
 static int parse_option(struct bench_options *options, int id, const char **group)
 {
-    static const uint32_t rounds_max = BENCH_ROUNDS_MAX, threads_max = BENCH_THREADS;
+    static const uint32_t rounds_max = BENCH_ROUNDS_MAX, threads_max = BENCH_THREADS, bits_max = 8;
 
     switch (id) {
     case OPTION_LEVEL:
@@ -167,6 +171,11 @@ static int parse_option(struct bench_options *options, int id, const char **grou
                    : complain("threads are 1 or 2", optarg);
     case OPTION_CPU:
         return parse_cpus(options, optarg);
+    case OPTION_WEIGHT_BITS:
+        return bench_parse_numbers(optarg, &bits_max, &options->weight_bits, 1, false) &&
+                       options->weight_bits >= 2
+                   ? 0
+                   : complain("weights have 2 to 8 bits", optarg);
     case OPTION_NO_PEER:
         options->peer = false;
         return 0;
@@ -218,6 +227,7 @@ static int parse(struct bench_options *options, int argc, char **argv)
     int id, status;
 
     options->peer = true;
+    options->weight_bits = 8;
     while ((id = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         if (id == OPTION_LIST) {
             list = true;
@@ -244,12 +254,25 @@ static void print_nothing(const struct bench_report *report, const struct bench_
     (void)report, (void)result;
 }
 
+/* Weights of 7 bits saturate nowhere: with them the peer has to agree. */
+static bool peer_differs(const struct bench_report *report)
+{
+    bool differs = false;
+
+    for (size_t i = 0; i < report->count && report->options->weight_bits < 8; i++)
+        differs |= report->results[i].peer_off > 0;
+    if (differs)
+        fprintf(stderr, "gemmd-bench: our results differ from the peer's\n");
+    return differs;
+}
+
 static int run(struct bench_options *options)
 {
     struct bench_report report = {.options = options};
     int error;
 
-    if (!bench_ours_select(options->level, &report.kernel_name, &report.level_name)) {
+    if (!bench_ours_select(options->level, options->weight_bits < 8, &report.kernel_name,
+                           &report.level_name)) {
         fprintf(stderr, "gemmd-bench: this machine (or GEMMD_CPU_MASK) lacks the level %s\n",
                 options->level ? options->level : "of GEMMD_CPU_MASK");
         return EX_UNAVAILABLE;
@@ -261,6 +284,7 @@ static int run(struct bench_options *options)
     report.results = calloc(options->shape_count, sizeof(*report.results));
     if (!report.results)
         return EX_SOFTWARE;
+    bench_problem_set_weight_bits(options->weight_bits);
     bench_machine_open(&report.machine);
     if (options->peer)
         report.has_peer = bench_peer_init(report.level_name, &report.peer_version);
@@ -277,6 +301,8 @@ static int run(struct bench_options *options)
     error = options->plot ? bench_plot(&report, options->plot) : 0;
     if (error)
         fprintf(stderr, "gemmd-bench: no plot in %s: %s\n", options->plot, strerror(-error));
+    if (peer_differs(&report))
+        error = -EDOM;
     free(report.results);
     return error ? EX_SOFTWARE : EX_OK;
 }

@@ -318,13 +318,14 @@ static bool set_kernel(struct packer *packer, const char *name)
     if (strcmp(name, "auto") == 0)
         packer->kernel = gemm_select(cpu_detect());
     for (size_t i = 0; i < count && !packer->kernel; i++)
-        if (strcmp(kernels[i].name, name) == 0)
+        if (!kernels[i].narrow_pairs && strcmp(kernels[i].name, name) == 0)
             packer->kernel = &kernels[i];
     if (packer->kernel)
         return true;
     fprintf(stderr, "gemmd-pack: --kernel %s: give auto, none or one of\n", name);
     for (size_t i = 0; i < count; i++)
-        fprintf(stderr, "  %s\n", kernels[i].name);
+        if (!kernels[i].narrow_pairs)
+            fprintf(stderr, "  %s\n", kernels[i].name);
     return false;
 }
 

@@ -29,7 +29,8 @@ struct table_layer {
     struct gemmd_layer_desc_abi desc;
     uint64_t content_id[2], checksum[2];
     uint64_t extent_id, offset, bytes;
-    uint32_t owner_uid, charged_uid, pinned, reserved;
+    uint32_t owner_uid, charged_uid, pinned;
+    uint32_t narrow_pairs; /* runs on gemm_narrow; as true as the checksum of what it was seen in */
 };
 
 struct table_name {
@@ -148,12 +149,13 @@ static struct layer *adopt_layer(const struct table_layer *left, struct layers *
                           .owner_uid = left->owner_uid,
                           .charged_uid = left->charged_uid,
                           .pinned = left->pinned != 0,
-                          .bytes = left->bytes};
+                          .bytes = left->bytes,
+                          .kernel = left->narrow_pairs ? gemm_narrow(kernel) : kernel};
     struct gemmd_layer_image image;
     struct layer *layer = NULL;
     void *memory;
 
-    if (gemmd_validate_layer_desc(&left->desc, &image) != GEMMD_STATUS_OK ||
+    if (!facts.kernel || gemmd_validate_layer_desc(&left->desc, &image) != GEMMD_STATUS_OK ||
         layer_memory_bytes(kernel, &left->desc) != left->bytes)
         return NULL;
     memory = pool_claim(pool, left->extent_id, left->offset, left->bytes);
@@ -324,7 +326,8 @@ static void fill_layers(struct table *table, const struct layers *layers, const 
                                     .bytes = layer->bytes,
                                     .owner_uid = layer->owner_uid,
                                     .charged_uid = layer->charged_uid,
-                                    .pinned = layer->pinned};
+                                    .pinned = layer->pinned,
+                                    .narrow_pairs = layer->kernel->narrow_pairs};
 
         place[i] = UINT32_MAX;
         if (layer->condemned ||

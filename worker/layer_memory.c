@@ -164,6 +164,21 @@ enum gemmd_status layer_memory_check(const struct gemm_kernel *kernel,
     return all_finite(from + layout.bias, padded) ? GEMMD_STATUS_OK : GEMMD_STATUS_BIAS;
 }
 
+const struct gemm_kernel *layer_memory_kernel(const struct gemm_kernel *kernel,
+                                              const struct gemmd_layer_desc_abi *desc,
+                                              const void *memory, uint64_t begin, uint64_t end)
+{
+    const struct gemm_kernel *narrow = is_s4(desc) ? NULL : gemm_narrow(kernel);
+    uint64_t panels = narrow ? gemm_packed_bytes(kernel, desc->n, desc->k) : 0;
+
+    if (end > panels)
+        end = panels;
+    if (!narrow || (begin < end && !gemm_pairs_are_narrow((const int8_t *)memory + begin,
+                                                          end - begin)))
+        return kernel;
+    return narrow;
+}
+
 static void view_s8(const struct gemm_kernel *kernel, const struct gemmd_layer_desc_abi *desc,
                     const char *from, const struct packed_layout *layout, struct layer_view *view)
 {

@@ -35,6 +35,13 @@ void layer_memory_fill(const struct gemm_kernel *kernel, const struct gemmd_laye
 enum gemmd_status layer_memory_check(const struct gemm_kernel *kernel,
                                      const struct gemmd_layer_desc_abi *desc, const void *memory);
 
+/* The kernel to view filled memory with: gemm_narrow(kernel) where the weights in [begin, end) of
+ * it allow that, else `kernel`.  It follows from the bytes alone, so that nobody can claim it.
+ * Memory may be asked about piece by piece, from even places on; one piece can refuse for all. */
+const struct gemm_kernel *layer_memory_kernel(const struct gemm_kernel *kernel,
+                                              const struct gemmd_layer_desc_abi *desc,
+                                              const void *memory, uint64_t begin, uint64_t end);
+
 /* All that running a layer takes. */
 struct layer_view {
     struct gemm_weights s8; /* panels NULL: the weights are s4 */
@@ -51,7 +58,7 @@ struct layer_view {
     enum quantize_mode quantize_mode;
 };
 
-/* Of filled memory. */
+/* Of filled memory; `kernel` as layer_memory_kernel says, or any layer's. */
 void layer_memory_view(const struct gemm_kernel *kernel, const struct gemmd_layer_desc_abi *desc,
                        const void *memory, struct layer_view *view);
 

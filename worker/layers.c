@@ -28,7 +28,7 @@ static void moved(void *context, void *owner, void *to)
     layer->memory = to;
     layer->page_bytes = pool_page_bytes(layers->config.pool, to);
     layers->generation++;
-    layer_memory_view(layers->config.kernel, &layer->desc, to, &view);
+    layer_memory_view(layer->kernel, &layer->desc, to, &view);
     if (layers->on_move)
         layers->on_move(layers->on_move_context, layer, &view);
     else

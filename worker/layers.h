@@ -50,6 +50,7 @@ struct layer {
     uint64_t bytes;       /* of the pool */
     uint64_t page_bytes;  /* of the pages that hold it */
     void *memory;         /* from the pool: kernels/, see worker/layer_memory.h */
+    const struct gemm_kernel *kernel; /* the worker's, or its sibling that the weights allow */
     uint64_t *freivalds;  /* for verify.c; NULL: not asked for, s4 weights, or no memory */
     uint64_t window_ns;   /* atomic; set by the control thread: scheduler_layer's */
     bool suspect;         /* atomic; set by the dispatcher: a check found a result wrong */

@@ -17,7 +17,7 @@ static void set_up(struct layers *layers, struct layer *layer)
 
     layer->suspect = false;
     layer->page_bytes = pool_page_bytes(layers->config.pool, layer->memory);
-    layer_memory_view(layers->config.kernel, desc, layer->memory, &layer->view);
+    layer_memory_view(layer->kernel, desc, layer->memory, &layer->view);
     layer->freivalds =
         layers->config.verified && layer->view.s8.panels ? freivalds_weights(&layer->view) : NULL;
     layer->shape = (struct gemmd_job_shape){
@@ -61,6 +61,7 @@ static enum gemmd_status draft_open(struct layers *layers, const struct gemmd_la
         return GEMMD_STATUS_NO_MEMORY;
     draft->desc = *desc;
     draft->bytes = bytes;
+    draft->kernel = layers->config.kernel;
     draft->charged_uid = uid;
     layers->drafts++;
     *out = draft;
@@ -180,6 +181,8 @@ static void fill(struct layer_build *build)
     build->status = layer_memory_check(build->kernel, &build->desc, draft->memory);
     if (build->status != GEMMD_STATUS_OK)
         return;
+    draft->kernel =
+        layer_memory_kernel(build->kernel, &build->desc, draft->memory, 0, draft->bytes);
     layer_hash_begin(&hash);
     layer_hash_add(&hash, draft->memory, draft->bytes);
     layer_hash_end(&hash, build->checksum);

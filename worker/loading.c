@@ -235,8 +235,12 @@ static enum gemmd_status step_layer(struct loading *loading, struct loading_resu
         return layer_file_refuse(&result->error, entry->name, "%s: %s",
                                  memory ? "memory" : "image",
                                  error == -ENODATA ? "the file was cut" : strerror(-error));
-    if (memory)
+    if (memory) {
         layer_hash_add(&loading->hash, to + loading->done, piece);
+        if (loading->done == 0 || loading->draft->kernel != loading->kernel)
+            loading->draft->kernel = layer_memory_kernel(loading->kernel, &entry->desc, to,
+                                                         loading->done, loading->done + piece);
+    }
     loading->done += piece;
     if (loading->done < bytes)
         return GEMMD_STATUS_OK;

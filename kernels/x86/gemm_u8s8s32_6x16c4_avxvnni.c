@@ -5,181 +5,26 @@
  * The same shape as gemm_u8s8s32_12x64c4_avx512vnni.c at half the register width; vpdpbusd is exact
  * here, too (its saturating sibling is vpdpbusds).
  *
- *     registers: 12 accumulators (6 rows x 2 ymm), 2 for B, 1 for A, of 16
- *     per 4 k:   12 vpdpbusd on two ports = 6 cycles, 8 loads
- *
- * With fewer than four rows the free accumulators take further k steps (6 / m of them).  A rows are
- * read directly in whole groups of 4 bytes; the last k % 4 bytes and s8 rows go through a copy on
- * the stack, zero-padded.
+ *     per 4 k:   12 vpdpbusd on two ports = 6 cycles (tile_6x16c4.h)
  */
 #include "kernels/gemm.h"
 
 #include <immintrin.h>
 
-enum {
-    MR = 6,
-    NV = 2, /* ymm per row of the tile */
-    KR = 4,
-    LANES = 8,
-    STEP_BYTES = NV * 32,  /* panel bytes per k step */
-    COPY_BYTES = 1024,     /* k bytes of each row copied at a time: 6 KiB of stack, in L1 */
-    PREFETCH_BYTES = 2048, /* single row: how far ahead of the panel stream */
-};
+enum { CHAINS = 12 };
 
-#define INLINE static inline __attribute__((always_inline))
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 24")
-#endif
+static inline __attribute__((always_inline)) __m256i dot4(__m256i sum, __m256i a, __m256i b)
+{
+    return _mm256_dpbusd_avx_epi32(sum, a, b);
+}
+
+#include "kernels/x86/tile_6x16c4.h"
 
 gemm_ukernel_fn gemm_u8s8s32_6x16c4_avxvnni;
-
-INLINE __m256i broadcast4(const uint8_t *p)
-{
-    int32_t four;
-
-    __builtin_memcpy(&four, p, sizeof(four));
-    return _mm256_set1_epi32(four);
-}
-
-/* One row of one k step. */
-INLINE void row(const uint8_t *a, const __m256i *b, __m256i *sum)
-{
-    __m256i four = broadcast4(a);
-
-    UNROLL
-    for (size_t v = 0; v < NV; v++)
-        sum[v] = _mm256_dpbusd_avx_epi32(sum[v], four, b[v]);
-}
-
-/* One k step: 4 bytes of each of m rows, at byte t, into accumulator set `sum`. */
-INLINE void step(size_t m, const uint8_t *const *a, size_t t, const int8_t *panel, __m256i *sum)
-{
-    __m256i b[NV];
-
-    UNROLL
-    for (size_t v = 0; v < NV; v++)
-        b[v] = _mm256_load_si256((const __m256i *)panel + v);
-    /* Not a loop over m: clang 14 keeps `sum` in memory when a loop has but one iteration. */
-    row(a[0] + t, b, sum);
-    if (m > 1)
-        row(a[1] + t, b, sum + NV);
-    if (m > 2)
-        row(a[2] + t, b, sum + 2 * NV);
-    if (m > 3)
-        row(a[3] + t, b, sum + 3 * NV);
-    if (m > 4)
-        row(a[4] + t, b, sum + 4 * NV);
-    if (m > 5)
-        row(a[5] + t, b, sum + 5 * NV);
-}
-
-/* What one round of the single row will read of a later part of the panel, or of the next panel; a
- * prefetch beyond the last cannot fault. */
-INLINE void prefetch(const int8_t *panel)
-{
-    UNROLL
-    for (size_t line = 0; line < MR * STEP_BYTES / 64; line++)
-        _mm_prefetch(panel + line * 64, _MM_HINT_T0);
-}
-
-/* acc (+)= A * panel over `steps` k steps, for a constant m. */
-INLINE void tile(size_t m, size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
-                 int accumulate)
-{
-    const size_t unroll = MR / m;
-    __m256i sum[MR * NV];
-    size_t t = 0;
-
-    UNROLL
-    for (size_t i = 0; i < unroll * m * NV; i++)
-        sum[i] = _mm256_setzero_si256();
-    if (accumulate) {
-        UNROLL
-        for (size_t i = 0; i < m * NV; i++)
-            sum[i] = _mm256_load_si256((const __m256i *)(acc + i * LANES));
-    }
-    for (; t + unroll <= steps; t += unroll) {
-        if (m == 1)
-            prefetch(panel + PREFETCH_BYTES);
-        step(m, a, t * KR, panel, sum);
-        if (unroll > 1)
-            step(m, a, (t + 1) * KR, panel + STEP_BYTES, sum + m * NV);
-        if (unroll > 2)
-            step(m, a, (t + 2) * KR, panel + 2 * STEP_BYTES, sum + 2 * m * NV);
-        if (unroll > 3) {
-            step(m, a, (t + 3) * KR, panel + 3 * STEP_BYTES, sum + 3 * m * NV);
-            step(m, a, (t + 4) * KR, panel + 4 * STEP_BYTES, sum + 4 * m * NV);
-            step(m, a, (t + 5) * KR, panel + 5 * STEP_BYTES, sum + 5 * m * NV);
-        }
-        panel += unroll * STEP_BYTES;
-    }
-    for (; t < steps; t++, panel += STEP_BYTES)
-        step(m, a, t * KR, panel, sum);
-    UNROLL
-    for (size_t i = m * NV; i < unroll * m * NV; i++)
-        sum[i % (m * NV)] = _mm256_add_epi32(sum[i % (m * NV)], sum[i]);
-    UNROLL
-    for (size_t i = 0; i < m * NV; i++)
-        _mm256_store_si256((__m256i *)(acc + i * LANES), sum[i]);
-}
-
-/* A function for each m, so that m is a constant in it. */
-typedef void tile_fn(size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc,
-                     int accumulate);
-
-#define TILE(m)                                                                                    \
-    static void tile_##m(size_t steps, const uint8_t *const *a, const int8_t *panel, int32_t *acc, \
-                         int accumulate)                                                           \
-    {                                                                                              \
-        tile(m, steps, a, panel, acc, accumulate);                                                 \
-    }
-
-TILE(1)
-TILE(2)
-TILE(3)
-TILE(4)
-TILE(5)
-TILE(6)
-
-static tile_fn *const tiles[MR + 1] = {NULL, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
-
-/* to[0 .. bytes) = from ^ flip, then zeros up to the next multiple of KR: they only meet
- * the zeros with which a panel is padded, but a memory checker wants them written. */
-static void copy_row(uint8_t *to, const uint8_t *from, size_t bytes, uint8_t a_flip)
-{
-    const __m256i flip = _mm256_set1_epi8((char)a_flip);
-    size_t t = 0;
-
-    for (; t + 32 <= bytes; t += 32)
-        _mm256_store_si256((__m256i *)(to + t),
-                           _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(from + t)), flip));
-    for (; t < bytes; t++)
-        to[t] = from[t] ^ a_flip;
-    for (; t % KR; t++)
-        to[t] = 0;
-}
 
 void gemm_u8s8s32_6x16c4_avxvnni(size_t m, size_t n, size_t k, const uint8_t *const *a,
                                  uint8_t a_flip, const int8_t *panel, int32_t *acc)
 {
-    _Alignas(32) uint8_t copy[MR][COPY_BYTES];
-    const uint8_t *rows[MR];
-    size_t t = a_flip ? 0 : k / KR * KR;
-
     (void)n; /* NR, the only one */
-    if (t)
-        tiles[m](t / KR, a, panel, acc, 0);
-    while (t < k) {
-        size_t bytes = k - t < COPY_BYTES ? k - t : COPY_BYTES;
-
-        for (size_t i = 0; i < m; i++) {
-            copy_row(copy[i], a[i] + t, bytes, a_flip);
-            rows[i] = copy[i];
-        }
-        tiles[m]((bytes + KR - 1) / KR, rows, panel + t / KR * STEP_BYTES, acc, t > 0);
-        t += bytes;
-    }
+    ukernel(m, k, a, a_flip, panel, acc);
 }

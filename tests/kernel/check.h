@@ -59,6 +59,9 @@ enum fill {
 const char *fill_name(enum fill fill);
 void fill_a(enum fill fill, uint8_t *to, size_t bytes, enum gemm_type a_type);
 void fill_b(enum fill fill, int8_t *to, size_t bytes);
+/* For a kernel that needs narrow pairs: those of n rows of k that are not become 128 + 0, 64 + 64,
+ * -128 + 0 and the like. */
+void narrow_b(const struct gemm_kernel *kernel, int8_t *b, size_t n, size_t k);
 
 /* ---- guarded memory (guard.c) ---------------------------------------------------------------- */
 
@@ -87,6 +90,8 @@ void *check_alloc(size_t bytes);
 
 void check_pack(const struct gemm_kernel *kernel);
 void check_ukernel(const struct gemm_kernel *kernel);
+/* Of a kernel for narrow pairs: all of them, and that its bound is sharp. */
+void check_narrow_pairs(const struct gemm_kernel *kernel);
 void check_epilogue(const struct gemm_kernel *kernel);
 void check_activation(const struct gemm_kernel *kernel);
 void check_run(const struct gemm_kernel *kernel);
@@ -98,6 +103,7 @@ void check_activation_reference(void);
 void check_quantize_reference(void);
 void check_cpu(void);
 void check_select(void);
+void check_narrow_choice(void);
 
 /* The AMX kernel on a model of the tiles (amx_model.c; x86-64 only), and whether it left them
  * released. */

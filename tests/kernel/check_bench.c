@@ -46,6 +46,7 @@ static void setup_open(struct setup *s, const struct gemm_kernel *kernel, const 
 
     fill_a(FILL_UNIFORM, a, (size_t)shape->m * shape->k, a_type);
     fill_b(FILL_UNIFORM, b, (size_t)shape->n * shape->k);
+    narrow_b(kernel, b, shape->n, shape->k);
     gemm_pack(kernel, shape->n, shape->k, b, shape->k, panels, offset);
     gemm_offset(shape->n, a_type, 0, offset, NULL, offset);
     for (uint32_t j = 0; j < shape->n; j++)

@@ -90,6 +90,7 @@ static void data_open(struct data *d, const struct gemm_kernel *kernel, const st
     fill_floats(job->a_type, (size_t)job->rows * job->k, job->hostile, d->a.data);
     fill_floats(job->c_type, (size_t)job->rows * job->n, job->hostile, d->residual.data);
     fill_b(FILL_UNIFORM, d->b, (size_t)job->n * job->k);
+    narrow_b(kernel, d->b, job->n, job->k);
     for (uint32_t i = 0; i < job->rows; i++) {
         d->a_rows[i] = d->a.data + (random_below(4) ? i : random_below(job->rows)) * a_bytes;
         d->residual_rows[i] = d->residual.data + random_below(job->rows) * r_bytes;
@@ -263,6 +264,7 @@ static void check_zero_points(const struct gemm_kernel *kernel, enum gemm_type a
     check_step("zero points of A (%d, type %d) and B", a_zero, a_type);
     fill_a(FILL_EXTREMES, a[0], sizeof(a), a_type);
     fill_b(FILL_EXTREMES, b, sizeof(b));
+    narrow_b(kernel, b, N, K);
     for (size_t j = 0; j < N; j++)
         b_zero[j] = (int32_t)random_below(256) - 128;
     for (size_t i = 0; i < ROWS; i++) {
@@ -317,6 +319,7 @@ static void check_row_arrays(const struct gemm_kernel *kernel, size_t rows, uint
     check_step("row scales and residuals of %zu rows, k=%u", rows, k);
     fill_a(FILL_UNIFORM, a, k, GEMM_TYPE_U8);
     fill_b(FILL_SPARSE, b, N * k);
+    narrow_b(kernel, b, N, k);
     for (size_t i = 0; i < rows; i++) {
         row_scales[i] = (float)(i + 1);
         a_rows[i] = a;

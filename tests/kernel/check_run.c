@@ -58,6 +58,7 @@ static void data_open(struct data *d, const struct gemm_kernel *kernel, const st
     d->bias = check_alloc(columns);
     fill_a(job->fill, d->a.data, a_bytes, job->a_type);
     fill_b(job->fill, (int8_t *)d->b.data, d->b.bytes);
+    narrow_b(kernel, (int8_t *)d->b.data, job->n, job->k);
     for (uint32_t i = 0; i < job->rows; i++) {
         /* Gathered: any row, any order, repeats; as coalesced jobs and convolutions do. */
         uint32_t from = job->gathered ? random_below(job->rows) : i;

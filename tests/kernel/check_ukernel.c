@@ -76,6 +76,7 @@ static void check_one(const struct gemm_kernel *kernel, struct operands *o, size
         rows[i] = o->a[i].data;
     }
     fill_b(fill, o->b, n * k);
+    narrow_b(kernel, o->b, n, k);
     guard_place(&o->panel, gemm_packed_bytes(kernel, (uint32_t)n, (uint32_t)k), side);
     gemm_pack(kernel, (uint32_t)n, (uint32_t)k, o->b, k, (int8_t *)o->panel.data, o->column_sums);
     guard_place(&o->acc, kernel->mr * kernel->nr * sizeof(int32_t), side);
@@ -203,6 +204,10 @@ void check_ukernel(const struct gemm_kernel *kernel)
 
     check_sweep(kernel);
     check_k_max(kernel);
+    if (kernel->narrow_pairs) {
+        check_narrow_pairs(kernel);
+        return;
+    }
     for (size_t i = 0; i < sizeof(a_extremes); i++) {
         for (size_t j = 0; j < sizeof(b_extremes); j++) {
             check_pairs(kernel, a_extremes[i], b_extremes[j], false, 2);

@@ -1,6 +1,7 @@
 /* Seeded random numbers (splitmix64) and the hostile distributions. */
 #include "tests/kernel/check.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static uint64_t state;
@@ -106,6 +107,34 @@ void fill_b(enum fill fill, int8_t *to, size_t bytes)
         default:
             break;
         }
+    }
+}
+
+/* The pair at its limit, one way or the other. */
+static void narrow_pair(int8_t *pair)
+{
+    int limit = pair[0] > 0 ? 128 : -128;
+
+    if (abs(pair[0] + pair[1]) <= 128)
+        return;
+    switch (random_below(3)) {
+    case 0:
+        pair[1] = (int8_t)(limit - pair[0]);
+        break;
+    case 1:
+        pair[0] = (int8_t)(limit - pair[1]);
+        break;
+    default:
+        pair[0] = pair[1] = (int8_t)(limit / 2);
+        break;
+    }
+}
+
+void narrow_b(const struct gemm_kernel *kernel, int8_t *b, size_t n, size_t k)
+{
+    for (size_t j = 0; j < n && kernel->narrow_pairs; j++) {
+        for (size_t t = 0; t + 1 < k; t += 2)
+            narrow_pair(b + j * k + t);
     }
 }
 

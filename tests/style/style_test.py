@@ -65,6 +65,7 @@ CASES = [
     ("check-style", "shellcheck", "tools/b.sh", '#!/bin/bash\nfor f in $(ls *.c); do rm $f; done\n'),
     ("check-includes", "layer", "proto/a.c", '#include "kernels/gemm.h"\n'),
     ("check-includes", "layer", "kernels/a.c", '#include "proto/ring.h"\n'),
+    ("check-includes", "layer", "kernels/a.c", '#include "kernels/x86/a.h"\n'),
     ("check-includes", "layer", "client/a.c", '#include "worker/log.h"\n'),
     ("check-includes", "layer", "worker/session.c", '#include "client/gemmd.h"\n'),
     ("check-includes", "layer", "worker/session.c", '#include "kernels/x86/a.h"\n'),

@@ -36,12 +36,13 @@ struct side {
 static struct side before, after;
 static struct handover *handover;
 static struct table *table; /* a private copy of what was written */
+static uint32_t levels = 1; /* whose kernel packs: nothing here runs */
 
 static void open_side(struct side *side)
 {
     const struct pool_config config = {
         .limit_bytes = UINT64_C(64) << 20, .policy = POOL_POLICY_NONE, .node = -1};
-    struct layers_config registry = {.kernel = gemm_select(1)};
+    struct layers_config registry = {.kernel = gemm_select(levels)};
 
     assert_int_equal(pool_open(&side->pool, &config), 0);
     registry.pool = side->pool;
@@ -201,6 +202,7 @@ static void test_lies(void **state)
         {IN_LAYER(0, desc.n), 4, 0, 1},
         {IN_LAYER(0, desc.k), 4, 4096, 1}, /* larger than its memory */
         {IN_LAYER(0, desc.b_type), 1, 77, 1},
+        {IN_LAYER(0, narrow_pairs), 4, 1, 1}, /* this level has no kernel for them */
         {IN_LAYER(0, bytes), 8, 4096, 1},
         {IN_LAYER(0, bytes), 8, 0, 1},
         {IN_LAYER(0, bytes), 8, UINT64_MAX, 1},
@@ -264,6 +266,28 @@ static void test_bad_values(void **state)
     assert_int_equal(restore(false), 1);
 }
 
+/* A layer goes on with the kernel that it had. */
+static void test_narrow_pairs(void **state)
+{
+    const struct gemm_kernel *any, *narrow;
+    struct handover_result result;
+
+    close_both(state);
+    levels = UINT32_C(1) << CPU_LEVEL_AVX2;
+    any = gemm_select(levels);
+    narrow = gemm_narrow(any);
+    open_both(state);
+    make_layer(100, "c"); /* 100 + 100 */
+    handover_write(handover, before.layers, before.pool);
+    assert_int_equal(handover_restore(handover->fd, after.layers, after.pool, give_file, NULL,
+                                      &result), 0);
+    assert_int_equal(result.layers, 3);
+    assert_int_equal(layers_find_name(after.layers, "a")->view.kernel_id,
+                     (narrow ? narrow : any)->id);
+    assert_int_equal(layers_find_name(after.layers, "c")->view.kernel_id, any->id);
+    levels = 1;
+}
+
 static void test_no_memory(void **state)
 {
     struct handover_result result;
@@ -325,6 +349,7 @@ int main(void)
     static const struct CMUnitTest tests[] = {
         TEST(test_whole),     TEST(test_lies),      TEST(test_overlap),
         TEST(test_bad_values), TEST(test_no_memory), TEST(test_files),
+        TEST(test_narrow_pairs), TEST(test_no_memory), TEST(test_files),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,12 +11,13 @@
 static struct pool *pool;
 static struct layers *layers;
 static struct window_list windows;
+static uint32_t levels = 1; /* whose kernel packs: nothing here runs */
 
 static void open_registry(uint64_t pool_bytes, uint64_t uid_bytes, uint64_t unused_bytes)
 {
     struct pool_config config = {
         .limit_bytes = pool_bytes, .policy = POOL_POLICY_NONE, .node = -1};
-    struct layers_config registry = {.kernel = gemm_select(1),
+    struct layers_config registry = {.kernel = gemm_select(levels),
                                      .windows = &windows,
                                      .uid_bytes_max = uid_bytes,
                                      .unused_bytes_max = unused_bytes};
@@ -242,6 +243,34 @@ static void test_attaching(void **state)
     close_registry();
 }
 
+/* Which of a level's kernels a layer gets follows from its bytes; whoever has them finds it. */
+static void test_narrow_pairs(void **state)
+{
+    const struct gemm_kernel *any, *narrow;
+    struct layer *layer, *again, *draft;
+    const uint64_t id[2] = {1, 2};
+    uint64_t bytes;
+
+    (void)state;
+    levels = UINT32_C(1) << CPU_LEVEL_AVX2;
+    any = gemm_select(levels);
+    narrow = gemm_narrow(any);
+    open_registry(16 * MIB, 0, 16 * MIB);
+    layer = need(64, 64, 10); /* 64 + 64 */
+    assert_int_equal(layer->view.kernel_id, (narrow ? narrow : any)->id);
+    assert_ptr_equal(layer->view.s8.kernel, narrow ? narrow : any);
+    assert_int_equal(create(64, 64, 11, &again, &bytes), GEMMD_STATUS_OK);
+    assert_ptr_equal(again, layer);
+    assert_int_equal(need(64, 65, 10)->view.kernel_id, any->id);
+    assert_int_equal(need(64, -64, 10)->view.kernel_id, layer->view.kernel_id);
+    assert_int_equal(need(64, -65, 10)->view.kernel_id, any->id);
+    assert_int_equal(layers_draft(layers, &layer->desc, 12, &draft), GEMMD_STATUS_OK);
+    layers_enter(layers, &draft, id, id, 12); /* by someone who has not looked */
+    assert_int_equal(draft->view.kernel_id, any->id);
+    close_registry();
+    levels = 1;
+}
+
 /* Same content id, other bytes: a file that lies about its weights is not shared. */
 static void test_a_false_twin_is_kept_apart(void **state)
 {
@@ -335,6 +364,7 @@ int main(void)
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_windows),
         cmocka_unit_test(test_attaching),
+        cmocka_unit_test(test_narrow_pairs),
         cmocka_unit_test(test_a_false_twin_is_kept_apart),
         cmocka_unit_test(test_a_full_table),
         cmocka_unit_test(test_scrub),

@@ -28,7 +28,7 @@ static void fill(const struct gemm_kernel *kernel, enum gemm_type a_type, enum g
     assert_int_equal(gemmd_validate_layer_desc(&desc, &parts), GEMMD_STATUS_OK);
     assert_true(parts.bytes <= sizeof(image));
     for (size_t i = 0; i < N * K; i++)
-        image[i] = (char)(i * i * 31 + i / 3);
+        image[i] = (char)((int8_t)(i * i * 31 + i / 3) >> kernel->narrow_pairs);
     memcpy(image + parts.scales_offset, &scale, sizeof(scale));
     assert_true(layer_memory_bytes(kernel, &desc) <= sizeof(memory));
     memset(memory, 0, sizeof(memory));

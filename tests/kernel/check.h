@@ -99,10 +99,13 @@ void check_quantize_reference(void);
 void check_cpu(void);
 void check_select(void);
 
-/* The AMX kernel on a model of the tiles (amx_model.c; x86-64 only), and whether it left them
+/* The AMX kernels on a model of the tiles (amx_model*.c; x86-64 only), and whether they left them
  * released. */
 const struct gemm_kernel *amx_model(void);
 bool amx_model_released(void);
+struct int4_kernel;
+const struct int4_kernel *amx_model_int4(void);
+bool amx_model_int4_released(void);
 /* The AVX-VNNI kernel on a model of vpdpbusd (avxvnni_model.c; needs AVX2). */
 const struct gemm_kernel *avxvnni_model(void);
 

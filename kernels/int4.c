@@ -20,6 +20,8 @@ int4_end_fn int4_amx_end;
 int4_ukernel_fn gemm_u8s4f32_4x64c8_avx512vnni;
 int4_part_fn gemm_u8s4f32_6x64c8_avx512vnni;
 int4_unpack_fn int4_unpack_avx512;
+int4_part_fn gemm_u8s4f32_6x16c8_avxvnni;
+int4_unpack_fn int4_unpack_avxvnni;
 int4_ukernel_fn gemm_u8s4f32_4x16c8_avx2;
 gemm_epilogue_fn gemm_epilogue_avx512;
 gemm_epilogue_fn gemm_epilogue_avx2;
@@ -38,6 +40,12 @@ static const struct int4_many avx512vnni = {
     .unpack = int4_unpack_avx512,
     .part = gemm_u8s4f32_6x64c8_avx512vnni,
 };
+
+static const struct int4_many avxvnni = {
+    .rows_min = 3,
+    .unpack = int4_unpack_avxvnni,
+    .part = gemm_u8s4f32_6x16c8_avxvnni,
+};
 #endif
 
 static const struct int4_kernel kernels[] = {
@@ -46,6 +54,8 @@ static const struct int4_kernel kernels[] = {
      gemm_epilogue_avx512},
     {"gemm_u8s4f32_6x64c8_avx512vnni", CPU_LEVEL_AVX512VNNI, 3, 6, 64,
      gemm_u8s4f32_4x64c8_avx512vnni, &avx512vnni, gemm_epilogue_avx512},
+    {"gemm_u8s4f32_6x16c8_avxvnni", CPU_LEVEL_AVXVNNI, 5, 6, 16, gemm_u8s4f32_4x16c8_avx2, &avxvnni,
+     gemm_epilogue_avx2},
     {"gemm_u8s4f32_4x16c8_avx2", CPU_LEVEL_AVX2, 2, 4, 16, gemm_u8s4f32_4x16c8_avx2, NULL,
      gemm_epilogue_avx2},
 #endif

@@ -14,8 +14,8 @@
  * one fused operation replaces conversion and product, exactly, gained nothing: loading such a tile
  * costs as much.  Nor did prefetches of the next rows.
  *
- * Plain C beside the tile intrinsics: tests/kernel/amx_model.c compiles this file against a model
- * of them, for machines without AMX.
+ * Plain C beside the tile intrinsics: tests/kernel/amx_model_int4.c compiles this file against a
+ * model of them, for machines without AMX.
  */
 #include "kernels/int4.h"
 

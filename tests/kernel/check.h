@@ -106,8 +106,9 @@ bool amx_model_released(void);
 struct int4_kernel;
 const struct int4_kernel *amx_model_int4(void);
 bool amx_model_int4_released(void);
-/* The AVX-VNNI kernel on a model of vpdpbusd (avxvnni_model.c; needs AVX2). */
+/* The AVX-VNNI kernels on a model of vpdpbusd (avxvnni_model*.c; need AVX2). */
 const struct gemm_kernel *avxvnni_model(void);
+const struct int4_kernel *avxvnni_model_int4(void);
 
 /* Prints what gemm_select_measured chooses here. */
 void report_select(uint32_t levels);

@@ -457,5 +457,7 @@ void check_int4(uint32_t levels)
     }
 #if CHECK_MODELS
     check_model(amx_model_int4());
+    if (levels & 1u << CPU_LEVEL_AVX2)
+        check_model(avxvnni_model_int4());
 #endif
 }

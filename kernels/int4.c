@@ -1,5 +1,5 @@
 /*
- * int4 weights: the table of levels, packing, and the loops around the micro-kernels.
+ * int4 weights: the table of levels, and packing.  The loops: int4_run.c.
  *
  * Cost of packing: a pass over the weights, once per layer, plain.
  */
@@ -9,28 +9,57 @@
 #include <errno.h>
 #include <string.h>
 
-enum {
-    KR = 8,                     /* k of a block: 4 in the low halves, 4 in the high ones */
-    A_BLOCK_BYTES = 512 * 1024, /* as the macro-kernel's */
-};
+enum { KR = 8 }; /* k of a block: 4 in the low halves, 4 in the high ones */
 
 int4_ukernel_fn gemm_u8s4f32_1x16c8_ref;
 gemm_epilogue_fn gemm_epilogue_ref;
 #if GEMM_X86
+int4_part_fn gemm_u8s4f32_16x64c8_amx;
+int4_begin_fn int4_amx_begin;
+int4_end_fn int4_amx_end;
 int4_ukernel_fn gemm_u8s4f32_4x64c8_avx512vnni;
+int4_part_fn gemm_u8s4f32_6x64c8_avx512vnni;
+int4_unpack_fn int4_unpack_avx512;
+int4_part_fn gemm_u8s4f32_6x16c8_avxvnni;
+int4_unpack_fn int4_unpack_avxvnni;
 int4_ukernel_fn gemm_u8s4f32_4x16c8_avx2;
 gemm_epilogue_fn gemm_epilogue_avx512;
 gemm_epilogue_fn gemm_epilogue_avx2;
+
+static const struct int4_many amx = {
+    .rows_min = 5,
+    .in_place = true,
+    .unpack = int4_unpack_avx512,
+    .part = gemm_u8s4f32_16x64c8_amx,
+    .begin = int4_amx_begin,
+    .end = int4_amx_end,
+};
+
+static const struct int4_many avx512vnni = {
+    .rows_min = 5,
+    .unpack = int4_unpack_avx512,
+    .part = gemm_u8s4f32_6x64c8_avx512vnni,
+};
+
+static const struct int4_many avxvnni = {
+    .rows_min = 3,
+    .unpack = int4_unpack_avxvnni,
+    .part = gemm_u8s4f32_6x16c8_avxvnni,
+};
 #endif
 
 static const struct int4_kernel kernels[] = {
 #if GEMM_X86
-    {"gemm_u8s4f32_4x64c8_avx512vnni", CPU_LEVEL_AVX512VNNI, 3, 4, 64,
-     gemm_u8s4f32_4x64c8_avx512vnni, gemm_epilogue_avx512},
-    {"gemm_u8s4f32_4x16c8_avx2", CPU_LEVEL_AVX2, 2, 4, 16, gemm_u8s4f32_4x16c8_avx2,
+    {"gemm_u8s4f32_16x64c8_amx", CPU_LEVEL_AMX, 4, 16, 64, gemm_u8s4f32_4x64c8_avx512vnni, &amx,
+     gemm_epilogue_avx512},
+    {"gemm_u8s4f32_6x64c8_avx512vnni", CPU_LEVEL_AVX512VNNI, 3, 6, 64,
+     gemm_u8s4f32_4x64c8_avx512vnni, &avx512vnni, gemm_epilogue_avx512},
+    {"gemm_u8s4f32_6x16c8_avxvnni", CPU_LEVEL_AVXVNNI, 5, 6, 16, gemm_u8s4f32_4x16c8_avx2, &avxvnni,
+     gemm_epilogue_avx2},
+    {"gemm_u8s4f32_4x16c8_avx2", CPU_LEVEL_AVX2, 2, 4, 16, gemm_u8s4f32_4x16c8_avx2, NULL,
      gemm_epilogue_avx2},
 #endif
-    {"gemm_u8s4f32_1x16c8_ref", CPU_LEVEL_REF, 1, 1, 16, gemm_u8s4f32_1x16c8_ref,
+    {"gemm_u8s4f32_1x16c8_ref", CPU_LEVEL_REF, 1, 1, 16, gemm_u8s4f32_1x16c8_ref, NULL,
      gemm_epilogue_ref},
 };
 
@@ -63,20 +92,9 @@ static size_t groups_of(uint32_t k, uint32_t group)
     return (k + (size_t)group - 1) / group;
 }
 
-/* Multipliers and blocks of one group of one panel. */
-static size_t group_bytes(const struct int4_kernel *kernel, uint32_t group)
-{
-    return kernel->nr * (sizeof(uint16_t) + group / 2);
-}
-
-static size_t panel_bytes(const struct int4_kernel *kernel, uint32_t k, uint32_t group)
-{
-    return groups_of(k, group) * group_bytes(kernel, group);
-}
-
 size_t int4_packed_bytes(const struct int4_kernel *kernel, uint32_t n, uint32_t k, uint32_t group)
 {
-    size_t bytes = (n + kernel->nr - (size_t)1) / kernel->nr * panel_bytes(kernel, k, group);
+    size_t bytes = (n + kernel->nr - (size_t)1) / kernel->nr * int4_panel_bytes(kernel, k, group);
 
     return (bytes + GEMM_ALIGN - 1) / GEMM_ALIGN * GEMM_ALIGN;
 }
@@ -112,10 +130,10 @@ void int4_pack(const struct int4_kernel *kernel, uint32_t n, uint32_t k, uint32_
     memset(panels, 0, int4_packed_bytes(kernel, n, k, group));
     for (size_t j = 0; j < n; j++) {
         size_t column = j % kernel->nr;
-        uint8_t *panel = panels + j / kernel->nr * panel_bytes(kernel, k, group);
+        uint8_t *panel = panels + j / kernel->nr * int4_panel_bytes(kernel, k, group);
         int64_t weighted = 0;
 
-        for (size_t g = 0; g < groups; g++, panel += group_bytes(kernel, group)) {
+        for (size_t g = 0; g < groups; g++, panel += int4_group_bytes(kernel, group)) {
             uint16_t multiplier = multipliers[j * groups + g];
             size_t begin = g * group, length = k - begin < group ? k - begin : group;
 
@@ -133,46 +151,4 @@ void int4_bias(uint32_t n, int32_t a_zero_point, const float *weighted_sums, con
 {
     for (uint32_t j = 0; j < n; j++)
         bias[j] = bias[j] - (float)a_zero_point * weighted_sums[j] * scale[j];
-}
-
-/* All row tiles of one block, whose first row is `row`, against the panel at `column`. */
-static void run_panel(const struct int4_weights *weights, const struct gemm_epilogue *epilogue,
-                      size_t rows, const uint8_t *const *a, void *const *c, size_t row,
-                      size_t column, size_t n)
-{
-    _Alignas(GEMM_ALIGN) float acc[INT4_MR_MAX * GEMM_NR_MAX];
-    const struct int4_kernel *kernel = weights->kernel;
-    const uint8_t *panel =
-        weights->panels + column / kernel->nr * panel_bytes(kernel, weights->k, weights->group);
-
-    for (size_t i = 0; i < rows; i += kernel->mr) {
-        size_t m = rows - i < kernel->mr ? rows - i : kernel->mr;
-
-        kernel->ukernel(m, weights->k, weights->group, a + i, panel, acc);
-        kernel->epilogue(m, n, kernel->nr, (const int32_t *)(const void *)acc, epilogue, row + i,
-                         column, c + i);
-    }
-}
-
-void int4_run(const struct int4_weights *weights, const struct gemm_epilogue *epilogue, size_t rows,
-              const uint8_t *const *a, void *const *c, size_t n_begin, size_t n_end)
-{
-    size_t nr = weights->kernel->nr, mr = weights->kernel->mr;
-    size_t block = (A_BLOCK_BYTES / (weights->k * mr) + 1) * mr;
-
-    assert(rows >= 1 && rows <= GEMM_ROWS_MAX && int4_check(weights->k, weights->group) == 0);
-    assert(mr <= INT4_MR_MAX && nr <= GEMM_NR_MAX && (uintptr_t)weights->panels % GEMM_ALIGN == 0);
-    assert(n_begin % nr == 0 && n_end <= weights->n);
-    assert(n_end % nr == 0 || n_end == weights->n);
-    assert(epilogue->weighted_sums && epilogue->a_type == GEMM_TYPE_U8 &&
-           epilogue->c_type != GEMM_TYPE_S32);
-    for (size_t i = 0; i < rows; i += block) {
-        size_t m = rows - i < block ? rows - i : block;
-
-        for (size_t column = n_begin; column < n_end; column += nr) {
-            size_t n = n_end - column < nr ? n_end - column : nr;
-
-            run_panel(weights, epilogue, m, a + i, c + i, i, column, n);
-        }
-    }
 }

@@ -34,19 +34,55 @@
 enum {
     INT4_GROUP_MAX = 128,
     INT4_MR_MAX = 4,
+    INT4_UNPACKED = 16, /* times the weight is its byte in an s8 panel */
 };
 
-/* acc[i * nr + j] = f of row i, column j, for i < m (1 <= m <= mr) and all j < nr.  Reads a[i][0 ..
- * k) and nothing beyond.  `acc` is 64-byte aligned. */
+/* Few rows.  acc[i * nr + j] = f of row i, column j, for i < m (1 <= m <= INT4_MR_MAX) and all
+ * j < nr.  Reads a[i][0 .. k) and nothing beyond.  `acc` is 64-byte aligned. */
 typedef void int4_ukernel_fn(size_t m, size_t k, size_t group, const uint8_t *const *a,
                              const uint8_t *panel, float *acc);
+
+/* Whole groups of rows and of an unpacked panel. */
+struct int4_part {
+    size_t groups, group;
+    const uint8_t *const *a; /* rows, at the first group */
+    const int8_t *unpacked;
+    const uint8_t *multipliers; /* of the first group; of the next group_bytes further */
+    size_t group_bytes;
+};
+
+/* Of a part, groups and multipliers say what (the blocks follow their multipliers).  `to` is an
+ * s8 panel, kr 4, of INT4_UNPACKED times the weights, because that is where a high half is. */
+typedef void int4_unpack_fn(const struct int4_part *part, int8_t *to);
+
+/* Many rows.  sums[i * nr + j] += (float)dot * (float)multiplier for one group after the other,
+ * i < m (1 <= m <= mr) and j < nr; rows of sums from m to mr are there, too, and unspecified
+ * afterwards.  Each s32 sum is INT4_UNPACKED times a dot: exact (below 2^22), as is its product
+ * with multiplier / INT4_UNPACKED but for the rounding of the contract. */
+typedef void int4_part_fn(size_t m, const struct int4_part *part, float *sums);
+
+/* Where a kernel has them, part runs only between them, on the same thread, with the m and the
+ * group that begin got. */
+typedef void int4_begin_fn(size_t m, size_t group);
+typedef void int4_end_fn(void);
+
+/* The way of a level for many rows: on weights unpacked once for all of them. */
+struct int4_many {
+    uint16_t rows_min; /* from which it is the faster way */
+    bool in_place;     /* part wants rows at one distance */
+    int4_unpack_fn *unpack;
+    int4_part_fn *part;
+    int4_begin_fn *begin;
+    int4_end_fn *end;
+};
 
 struct int4_kernel {
     const char *name; /* "gemm_u8s4f32_4x64c8_avx512vnni" */
     enum cpu_level level;
-    uint16_t id; /* stable number of the packed layout, apart from those of gemm_kernel */
-    uint16_t mr, nr;
+    uint16_t id;     /* stable number, apart from those of gemm_kernel */
+    uint16_t mr, nr; /* mr: of many's tiles where it is given */
     int4_ukernel_fn *ukernel;
+    const struct int4_many *many; /* NULL: few rows after few rows */
     gemm_epilogue_fn *epilogue;
 };
 
@@ -60,6 +96,17 @@ struct int4_weights {
     uint32_t group;        /* 32, 64 or 128 */
     const uint8_t *panels; /* int4_packed_bytes(), 64-byte aligned */
 };
+
+/* Multipliers and blocks of one group of a panel. */
+static inline size_t int4_group_bytes(const struct int4_kernel *kernel, uint32_t group)
+{
+    return kernel->nr * (sizeof(uint16_t) + group / 2);
+}
+
+static inline size_t int4_panel_bytes(const struct int4_kernel *kernel, uint32_t k, uint32_t group)
+{
+    return (k + (size_t)group - 1) / group * int4_group_bytes(kernel, group);
+}
 
 /* 0, or -EINVAL for a group that is none of the three, -ERANGE for k outside 1..GEMM_K_MAX. */
 int int4_check(uint32_t k, uint32_t group);

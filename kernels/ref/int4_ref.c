@@ -7,7 +7,7 @@
 #include <assert.h>
 #include <string.h>
 
-enum { MR = 1, NR = 16, KR = 8 };
+enum { NR = 16, KR = 8 };
 
 int4_ukernel_fn gemm_u8s4f32_1x16c8_ref;
 
@@ -20,10 +20,8 @@ static int32_t weight(const uint8_t *blocks, size_t t, size_t j)
     return half < 8 ? half : half - 16;
 }
 
-void gemm_u8s4f32_1x16c8_ref(size_t m, size_t k, size_t group, const uint8_t *const *a,
-                             const uint8_t *panel, float *acc)
+static void row(size_t k, size_t group, const uint8_t *a, const uint8_t *panel, float *acc)
 {
-    assert(m == MR && k >= 1 && k <= GEMM_K_MAX);
     memset(acc, 0, NR * sizeof(*acc));
     for (size_t begin = 0; begin < k; begin += group) {
         size_t length = k - begin < group ? k - begin : group;
@@ -36,10 +34,18 @@ void gemm_u8s4f32_1x16c8_ref(size_t m, size_t k, size_t group, const uint8_t *co
 
             memcpy(&multiplier, panel + j * sizeof(multiplier), sizeof(multiplier));
             for (size_t t = 0; t < length; t++)
-                dot += a[0][begin + t] * weight(blocks, t, j);
+                dot += a[begin + t] * weight(blocks, t, j);
             product = (float)dot * (float)multiplier;
             acc[j] = acc[j] + product;
         }
         panel = blocks + NR * group / 2;
     }
+}
+
+void gemm_u8s4f32_1x16c8_ref(size_t m, size_t k, size_t group, const uint8_t *const *a,
+                             const uint8_t *panel, float *acc)
+{
+    assert(m >= 1 && m <= INT4_MR_MAX && k >= 1 && k <= GEMM_K_MAX);
+    for (size_t i = 0; i < m; i++)
+        row(k, group, a[i], panel, acc + i * NR);
 }

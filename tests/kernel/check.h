@@ -105,12 +105,16 @@ void check_cpu(void);
 void check_select(void);
 void check_narrow_choice(void);
 
-/* The AMX kernel on a model of the tiles (amx_model.c; x86-64 only), and whether it left them
+/* The AMX kernels on a model of the tiles (amx_model*.c; x86-64 only), and whether they left them
  * released. */
 const struct gemm_kernel *amx_model(void);
 bool amx_model_released(void);
-/* The AVX-VNNI kernel on a model of vpdpbusd (avxvnni_model.c; needs AVX2). */
+struct int4_kernel;
+const struct int4_kernel *amx_model_int4(void);
+bool amx_model_int4_released(void);
+/* The AVX-VNNI kernels on a model of vpdpbusd (avxvnni_model*.c; need AVX2). */
 const struct gemm_kernel *avxvnni_model(void);
+const struct int4_kernel *avxvnni_model_int4(void);
 
 /* Prints what gemm_select_measured chooses here. */
 void report_select(uint32_t levels);

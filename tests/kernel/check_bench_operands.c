@@ -394,4 +394,10 @@ void bench_operands(uint32_t levels)
     bench_int4(kernel, int4_kernel, 1, 4096, 4096, 128, false);
     bench_int4(kernel, int4_kernel, 1, 1024, 1024, 128, false);
     bench_int4(kernel, int4_kernel, 16, 4096, 4096, 128, false);
+    for (uint32_t group = 32; group <= 128; group *= 2) {
+        static const uint32_t m[] = {1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 256};
+
+        for (size_t i = 0; i < sizeof(m) / sizeof(m[0]); i++)
+            bench_int4(kernel, int4_kernel, m[i], 1024, 1024, group, false);
+    }
 }

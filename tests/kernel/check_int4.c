@@ -21,6 +21,7 @@ struct job {
     enum fill fill;
     enum gemm_type c_type;
     bool row_zero_points;
+    bool in_order; /* rows of A, at a constant distance */
 };
 
 struct data {
@@ -74,7 +75,8 @@ static void data_open(struct data *d, const struct int4_kernel *kernel, const st
     for (size_t i = 0; i < job->n * d->groups; i++)
         d->multipliers[i] = random_below(8) ? (uint16_t)random_u64() : random_below(2) ? 65535 : 0;
     for (uint32_t i = 0; i < job->rows; i++) {
-        d->a_rows[i] = d->a.data + (random_below(3) ? i : random_below(job->rows)) * a_stride;
+        d->a_rows[i] =
+            d->a.data + (job->in_order || random_below(3) ? i : random_below(job->rows)) * a_stride;
         d->c_rows[i] = d->c + CANARY_BYTES + i * d->c_stride;
         d->row_zero_points[i] = (int32_t)random_below(256);
     }
@@ -191,9 +193,10 @@ static void check_job(const struct int4_kernel *kernel, const struct job *job)
     struct data *d = check_alloc(sizeof(*d));
     struct gemm_epilogue epilogue;
 
-    check_step("int4 m=%u n=%u k=%u group=%u fill=%s c=%d zero points=%d from column %u", job->rows,
-               job->n, job->k, job->group, fill_name(job->fill), job->c_type, job->row_zero_points,
-               n_begin);
+    check_step("int4 m=%u n=%u k=%u group=%u fill=%s c=%d zero points=%d in order=%d from column "
+               "%u",
+               job->rows, job->n, job->k, job->group, fill_name(job->fill), job->c_type,
+               job->row_zero_points, job->in_order, n_begin);
     data_open(d, kernel, job);
     memset(d->panels.data, CANARY, d->panels.bytes);
     int4_pack(kernel, job->n, job->k, job->group, d->b.data, d->b_stride, d->multipliers,
@@ -229,7 +232,26 @@ static struct job job_random(uint32_t rows, uint32_t n, uint32_t k)
                         32u << random_below(3),
                         (enum fill)random_below(FILL_COUNT),
                         c_types[random_below(5)],
+                        random_below(2),
                         random_below(2)};
+}
+
+/* Each m from one row to more than two tiles, on both sides of where many rows begin; k around
+ * groups and parts of k. */
+static void check_rows(const struct int4_kernel *kernel)
+{
+    static const uint32_t k_values[] = {31, 32, 64, 65, 127, 128, 129, 200, 256, 257, 300, 520};
+    const uint32_t nr = kernel->nr;
+
+    for (uint32_t m = 1; m <= 2u * kernel->mr + 1; m++) {
+        for (uint32_t group = 32; group <= INT4_GROUP_MAX; group *= 2) {
+            struct job job = job_random(m, random_below(2) ? nr : nr + 1 + random_below(nr),
+                                        k_values[random_below(12)]);
+
+            job.group = group;
+            check_job(kernel, &job);
+        }
+    }
 }
 
 static void check_kernel(const struct int4_kernel *kernel)
@@ -239,10 +261,12 @@ static void check_kernel(const struct int4_kernel *kernel)
                    n_values[] = {1, nr - 1, nr, nr + 1, 131};
     static const uint32_t k_values[] = {1, 2, 7, 8, 9, 31, 32, 33, 64, 100, 127, 128, 129, 300};
     const struct job extremes[] = {
-        {mr, nr, 1024, 128, FILL_MINIMAL, GEMM_TYPE_F32, false},
-        {mr, nr, 1024, 128, FILL_MAXIMAL, GEMM_TYPE_F32, true},
-        {1, nr, 1024, 32, FILL_MINIMAL, GEMM_TYPE_F32, true},
-        {ROWS_MAX, 5, 9000, 64, FILL_UNIFORM, GEMM_TYPE_F32, true}, /* more than one block of A */
+        {mr, nr, 1024, 128, FILL_MINIMAL, GEMM_TYPE_F32, false, true},
+        {mr, nr, 1024, 128, FILL_MAXIMAL, GEMM_TYPE_F32, true, false},
+        {1, nr, 1024, 32, FILL_MINIMAL, GEMM_TYPE_F32, true, true},
+        /* More than one block of A. */
+        {ROWS_MAX, 5, 9000, 64, FILL_UNIFORM, GEMM_TYPE_F32, true, true},
+        {ROWS_MAX, 5, 9000, 128, FILL_UNIFORM, GEMM_TYPE_F32, true, false},
     };
 
     for (size_t k = 0; k < sizeof(k_values) / sizeof(k_values[0]); k++) {
@@ -396,6 +420,19 @@ static void check_float_rows(const struct int4_kernel *kernel)
     free(dynamic.scratch);
 }
 
+#if CHECK_MODELS
+static void check_model(const struct int4_kernel *kernel)
+{
+    uint64_t failures = check_context.failures;
+
+    check_context.kernel_name = kernel->name;
+    check_rows(kernel);
+    check_step("after the last call");
+    check(amx_model_int4_released(), "tiles in use");
+    printf("%s %s\n", check_context.failures > failures ? "FAIL" : "PASS", kernel->name);
+}
+#endif
+
 void check_int4(uint32_t levels)
 {
     size_t count;
@@ -413,8 +450,14 @@ void check_int4(uint32_t levels)
         }
         check_context.kernel_name = rows[i].name;
         check_kernel(&rows[i]);
+        check_rows(&rows[i]);
         check_float_rows(&rows[i]);
         printf("%s %s: %llu checks\n", check_context.failures > failures ? "FAIL" : "PASS",
                rows[i].name, (unsigned long long)(check_context.checks_done - checks));
     }
+#if CHECK_MODELS
+    check_model(amx_model_int4());
+    if (levels & 1u << CPU_LEVEL_AVX2)
+        check_model(avxvnni_model_int4());
+#endif
 }

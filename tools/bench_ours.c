@@ -1,6 +1,10 @@
 /*
- * Our side: pack once, run many times; strided, gathered, and on two threads, each with half of the
- * columns, which start and end together at a spin barrier.
+ * Our side: pack once, run many times; hot, strided and gathered, and on two threads, each with
+ * half of the columns, which start and end together at a spin barrier.
+ *
+ * Strided and gathered rows take turns through copies of A that no L1 holds together (one copy,
+ * where A alone exceeds that), so that both sides find a call's rows where a worker finds a job's:
+ * not in L1, where a panel of the call before would have left the strided ones.
  */
 #include "tools/bench.h"
 
@@ -11,15 +15,26 @@
 #include "kernels/epilogue.h"
 #include "kernels/pack.h"
 
+/* More than twice any L1, and little of an L2. */
+enum { COPIES_BYTES = 128 * 1024 };
+
+/* Copies of A, one after the other. */
+struct copies {
+    uint8_t *memory;
+    size_t bytes;
+    const uint8_t **rows; /* m of each copy */
+    uint32_t count, turn;
+};
+
 struct bench_ours {
     struct gemm_weights weights;
     struct gemm_epilogue epilogue;
     int8_t *panels;
     int32_t *offset;
-    uint8_t *scattered; /* the rows of A in buffers of their own */
-    const uint8_t **a_rows, **gathered_rows;
+    const uint8_t **a_rows;
+    struct copies strided, scattered;
     void **c_rows;
-    size_t panels_bytes, column_bytes, scattered_bytes;
+    size_t panels_bytes, column_bytes;
     uint32_t m, n_half;
 
     pthread_t thread;
@@ -90,22 +105,44 @@ static void *checked(void *memory)
     return memory;
 }
 
-/* Row i in slot (i * odd) mod 2^x, at a distance that is no multiple of the row length. */
-static void scatter(struct bench_ours *ours, const struct bench_problem *problem,
-                    struct bench_machine *machine)
+/* Row i at slot (i * factor) mod slots; factor is odd and slots a power of two, or factor is 1. */
+static void copies_open(struct copies *copies, const struct bench_problem *problem,
+                        struct bench_machine *machine, size_t slots, size_t slot_bytes,
+                        size_t factor)
 {
-    size_t slots = 1, slot_bytes = ((size_t)problem->shape.k + 63) / 64 * 64 + 192;
+    const uint32_t m = problem->shape.m, k = problem->shape.k;
+    const size_t bytes = problem->a_bytes; /* 0: gemmd-bench path has an empty job */
+
+    copies->count = bytes ? (uint32_t)((COPIES_BYTES + bytes - 1) / bytes) : 1;
+    copies->bytes = copies->count * slots * slot_bytes;
+    copies->memory = bench_alloc(machine, copies->bytes);
+    copies->rows = checked(calloc((size_t)copies->count * m, sizeof(*copies->rows)));
+    for (size_t copy = 0; copy < copies->count; copy++) {
+        for (size_t i = 0; i < m; i++) {
+            uint8_t *to = copies->memory + (copy * slots + i * factor % slots) * slot_bytes;
+
+            memcpy(to, problem->a + i * k, k);
+            copies->rows[copy * m + i] = to;
+        }
+    }
+}
+
+static void copies_close(struct copies *copies)
+{
+    bench_free(copies->memory, copies->bytes);
+    free(copies->rows);
+}
+
+/* As A itself is; and each row in a buffer of its own, in no order. */
+static void open_strided_and_scattered(struct bench_ours *ours, const struct bench_problem *problem,
+                                       struct bench_machine *machine)
+{
+    size_t k = problem->shape.k, slots = 1;
 
     while (slots < ours->m)
         slots *= 2;
-    ours->scattered_bytes = slots * slot_bytes;
-    ours->scattered = bench_alloc(machine, ours->scattered_bytes);
-    for (uint32_t i = 0; i < ours->m; i++) {
-        uint8_t *to = ours->scattered + (i * (size_t)40503 & (slots - 1)) * slot_bytes;
-
-        memcpy(to, ours->a_rows[i], problem->shape.k);
-        ours->gathered_rows[i] = to;
-    }
+    copies_open(&ours->strided, problem, machine, ours->m, k, 1);
+    copies_open(&ours->scattered, problem, machine, slots, (k + 63) / 64 * 64 + 192, 40503);
 }
 
 struct bench_ours *bench_ours_open(const struct bench_problem *problem,
@@ -121,13 +158,12 @@ struct bench_ours *bench_ours_open(const struct bench_problem *problem,
     ours->panels = bench_alloc(machine, ours->panels_bytes);
     ours->offset = bench_alloc(machine, ours->column_bytes);
     ours->a_rows = checked(calloc(ours->m, sizeof(*ours->a_rows)));
-    ours->gathered_rows = checked(calloc(ours->m, sizeof(*ours->gathered_rows)));
     ours->c_rows = checked(calloc(ours->m, sizeof(*ours->c_rows)));
     for (uint32_t i = 0; i < ours->m; i++) {
         ours->a_rows[i] = problem->a + (size_t)i * k;
         ours->c_rows[i] = problem->c + (size_t)i * n;
     }
-    scatter(ours, problem, machine);
+    open_strided_and_scattered(ours, problem, machine);
     gemm_pack(selected, n, k, problem->b, k, ours->panels, ours->offset);
     gemm_offset(n, GEMM_TYPE_U8, 0, ours->offset, NULL, ours->offset);
     ours->weights = (struct gemm_weights){selected, n, k, ours->panels};
@@ -147,9 +183,9 @@ void bench_ours_close(struct bench_ours *ours)
 {
     bench_free(ours->panels, ours->panels_bytes);
     bench_free(ours->offset, ours->column_bytes);
-    bench_free(ours->scattered, ours->scattered_bytes);
+    copies_close(&ours->strided);
+    copies_close(&ours->scattered);
     free(ours->a_rows);
-    free(ours->gathered_rows);
     free(ours->c_rows);
     free(ours);
 }
@@ -170,9 +206,20 @@ void bench_ours_run(struct bench_ours *ours)
     run(ours, ours->a_rows, 0, ours->weights.n);
 }
 
+static void run_copy(struct bench_ours *ours, struct copies *copies)
+{
+    copies->turn = copies->turn + 1 < copies->count ? copies->turn + 1 : 0;
+    run(ours, copies->rows + (size_t)copies->turn * ours->m, 0, ours->weights.n);
+}
+
+void bench_ours_run_strided(struct bench_ours *ours)
+{
+    run_copy(ours, &ours->strided);
+}
+
 void bench_ours_run_gathered(struct bench_ours *ours)
 {
-    run(ours, ours->gathered_rows, 0, ours->weights.n);
+    run_copy(ours, &ours->scattered);
 }
 
 /* ---- two threads ----------------------------------------------------------------------------- */

@@ -47,7 +47,8 @@ void bench_text_head(const struct bench_report *report)
            peak->l3_bytes >> 20, peak->memory_bytes >> 20);
     printf("cold: one call after 128 MiB were touched (they leave an L3 larger than that alone)\n");
     printf("ratio: peer's time / ours; bound: hot GOPS / min(peak, 2 m x bandwidth); "
-           "gather: its time / strided\n\n");
+           "gather: its time above that\n"
+           "of strided rows, both from copies of A in turn, none of which is in L1\n\n");
     printf("%-11s %16s %8s %8s %5s %8s %8s %5s %5s %6s", "", "m,n,k", "hot GOPS", "peer", "ratio",
            "cold", "peer", "ratio", "bound", "gather");
     if (report->options->threads == BENCH_THREADS)
@@ -143,6 +144,7 @@ static void json_result(const struct bench_report *report, const struct bench_re
     fprintf(to, "\"m\": %u, \"n\": %u, \"k\": %u, ", shape->m, shape->n, shape->k);
     json_number(to, "hot_ns", result->hot_ns, ", ");
     json_number(to, "cold_ns", result->cold_ns, ", ");
+    json_number(to, "strided_ns", result->strided_ns, ", ");
     json_number(to, "gathered_ns", result->gathered_ns, ", ");
     json_number(to, "two_hot_ns", result->two_hot_ns, ", ");
     json_number(to, "two_cold_ns", result->two_cold_ns, ", ");

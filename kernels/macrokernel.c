@@ -90,15 +90,6 @@ static size_t rows_per_copy(const struct gemm_weights *weights)
     return fitting < mr ? fitting : fitting / mr * mr;
 }
 
-static bool constant_stride(size_t rows, const uint8_t *const *a)
-{
-    for (size_t i = 2; i < rows; i++) {
-        if (a[i] - a[i - 1] != a[1] - a[0])
-            return false;
-    }
-    return true;
-}
-
 /* Rows of a tile.  A kernel with begin takes but one m between begin and end: tiles of equal
  * height, of which the last one may overlap the one before. */
 static size_t tile_rows(const struct gemm_kernel *kernel, size_t rows)
@@ -118,9 +109,9 @@ static size_t columns_per_group(const struct gemm_weights *weights)
     return panels && kernel->mr * weights->k <= A_TILE_BYTES ? panels * kernel->nr : kernel->nr;
 }
 
-/* Whether the rows are copied: worth it where the micro-kernel would copy them again for each of
- * several panels (flipped, at no constant distance, or to pad them), and possible where the copy
- * holds a tile. */
+/* Whether tiles of the rows are copied: worth it where the micro-kernel would copy them again for
+ * each of several panels (flipped, at no constant distance, or to pad them), and possible where the
+ * copy holds a tile. */
 static bool want_copy(const struct run *run, size_t rows, const uint8_t *const *a, uint8_t a_flip)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
@@ -131,13 +122,20 @@ static bool want_copy(const struct run *run, size_t rows, const uint8_t *const *
         return false;
     if (a_flip)
         return true;
-    return kernel->gather && k >= GEMM_ALIGN && (k < run->k_padded || !constant_stride(rows, a));
+    return kernel->gather && k >= GEMM_ALIGN && (k < run->k_padded || !gemm_is_run(rows, a));
 }
 
 /* The place in the copy of a block's row i, where a tile begins. */
 static size_t slot(const struct block *block, size_t i)
 {
     return block->one_tile ? 0 : i;
+}
+
+/* Whether a tile of a block with a copy does without: rows of one job or two among others. */
+static bool stays(const struct run *run, const struct block *block, size_t m, size_t i)
+{
+    return run->weights->kernel->gather && !block->a_flip && run->weights->k == run->k_padded &&
+           gemm_are_runs(m, block->a + i);
 }
 
 /* Rows [i, i + m) of a block against the first panel, and to where the next panels find them. */
@@ -177,7 +175,7 @@ static void run_tile(const struct run *run, const struct block *block, size_t he
     size_t again = kernel->begin ? height - m : 0; /* computed before, not written twice */
     size_t from = i - again;
 
-    if (!block->copy)
+    if (!block->copy || stays(run, block, m + again, from))
         kernel->ukernel(m + again, n_padded, run->weights->k, block->a + from, block->a_flip,
                         panel, acc);
     else if (column == run->n_begin)

@@ -7,9 +7,9 @@
  * does not count what else the CPU had to do.  Cold: one call after BENCH_FLUSH_BYTES were touched,
  * on each CPU that takes part.
  *
- * Gathered: rows at no constant distance beside the same rows one after the other.  Both sides take
- * turns through copies of A (bench_ours.c), because over and over the same strided rows are in L1
- * when a call begins, and gathered ones, read once a call, are not.
+ * Gathered: rows at no constant distance, singly or in runs, beside the same rows one after the
+ * other.  All sides take turns through copies of A (bench_ours.c), because over and over the same
+ * strided rows are in L1 when a call begins, and gathered ones, read once a call, are not.
  */
 #include "tools/bench.h"
 
@@ -48,6 +48,11 @@ static void call_strided(struct context *context)
 static void call_gathered(struct context *context)
 {
     bench_ours_run_gathered(context->ours);
+}
+
+static void call_runs(struct context *context)
+{
+    bench_ours_run_runs(context->ours);
 }
 
 static void call_ours_two(struct context *context)
@@ -134,17 +139,21 @@ static void measure_hot(struct context *context, struct bench_result *result)
 
 static void measure_gathered(struct context *context, struct bench_result *result)
 {
-    double strided[BENCH_ROUNDS_MAX], gathered[BENCH_ROUNDS_MAX];
+    double strided[BENCH_ROUNDS_MAX], gathered[BENCH_ROUNDS_MAX], runs[BENCH_ROUNDS_MAX];
     unsigned int rounds = context->options->rounds, calls = calibrate(context, call_strided);
 
     calibrate(context, call_gathered);
+    calibrate(context, call_runs);
     for (unsigned int i = 0; i < rounds; i++) {
         strided[i] = sample_hot(context, call_strided, calls);
         gathered[i] = sample_hot(context, call_gathered, calls);
+        runs[i] = sample_hot(context, call_runs, calls);
     }
     result->strided_ns = bench_median(strided, rounds);
     result->gathered_ns = bench_median(gathered, rounds);
+    result->runs_ns = bench_median(runs, rounds);
     result->gathered_ratio = bench_median_ratio(gathered, strided, rounds);
+    result->runs_ratio = bench_median_ratio(runs, strided, rounds);
 }
 
 static void measure_cold(struct context *context, struct bench_result *result)

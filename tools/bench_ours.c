@@ -15,8 +15,10 @@
 #include "kernels/epilogue.h"
 #include "kernels/pack.h"
 
-/* More than twice any L1, and little of an L2. */
-enum { COPIES_BYTES = 128 * 1024 };
+enum {
+    COPIES_BYTES = 128 * 1024, /* more than twice any L1, and little of an L2 */
+    RUN_ROWS = 16,             /* of a job among others */
+};
 
 /* Copies of A, one after the other. */
 struct copies {
@@ -32,7 +34,7 @@ struct bench_ours {
     int8_t *panels;
     int32_t *offset;
     const uint8_t **a_rows;
-    struct copies strided, scattered;
+    struct copies strided, scattered, runs;
     void **c_rows;
     size_t panels_bytes, column_bytes;
     uint32_t m, n_half;
@@ -105,21 +107,27 @@ static void *checked(void *memory)
     return memory;
 }
 
-/* Row i at slot (i * factor) mod slots; factor is odd and slots a power of two, or factor is 1. */
+/* Rows in runs of `run`, run i at place (i * factor) mod places; factor is odd and places a power
+ * of two, or factor is 1. */
 static void copies_open(struct copies *copies, const struct bench_problem *problem,
-                        struct bench_machine *machine, size_t slots, size_t slot_bytes,
+                        struct bench_machine *machine, size_t run, size_t row_bytes,
                         size_t factor)
 {
     const uint32_t m = problem->shape.m, k = problem->shape.k;
     const size_t bytes = problem->a_bytes; /* 0: gemmd-bench path has an empty job */
+    size_t places = 1;
+
+    while (places * run < m)
+        places = factor == 1 ? places + 1 : 2 * places;
 
     copies->count = bytes ? (uint32_t)((COPIES_BYTES + bytes - 1) / bytes) : 1;
-    copies->bytes = copies->count * slots * slot_bytes;
+    copies->bytes = copies->count * places * run * row_bytes;
     copies->memory = bench_alloc(machine, copies->bytes);
     copies->rows = checked(calloc((size_t)copies->count * m, sizeof(*copies->rows)));
     for (size_t copy = 0; copy < copies->count; copy++) {
         for (size_t i = 0; i < m; i++) {
-            uint8_t *to = copies->memory + (copy * slots + i * factor % slots) * slot_bytes;
+            size_t place = copy * places + i / run * factor % places;
+            uint8_t *to = copies->memory + (place * run + i % run) * row_bytes;
 
             memcpy(to, problem->a + i * k, k);
             copies->rows[copy * m + i] = to;
@@ -133,16 +141,15 @@ static void copies_close(struct copies *copies)
     free(copies->rows);
 }
 
-/* As A itself is; and each row in a buffer of its own, in no order. */
-static void open_strided_and_scattered(struct bench_ours *ours, const struct bench_problem *problem,
-                                       struct bench_machine *machine)
+/* As A itself is; each row in a buffer of its own, in no order; and runs of rows. */
+static void open_copies(struct bench_ours *ours, const struct bench_problem *problem,
+                        struct bench_machine *machine)
 {
-    size_t k = problem->shape.k, slots = 1;
+    size_t k = problem->shape.k, apart = (k + 63) / 64 * 64 + 192;
 
-    while (slots < ours->m)
-        slots *= 2;
-    copies_open(&ours->strided, problem, machine, ours->m, k, 1);
-    copies_open(&ours->scattered, problem, machine, slots, (k + 63) / 64 * 64 + 192, 40503);
+    copies_open(&ours->strided, problem, machine, 1, k, 1);
+    copies_open(&ours->scattered, problem, machine, 1, apart, 40503);
+    copies_open(&ours->runs, problem, machine, RUN_ROWS, apart, 40503);
 }
 
 struct bench_ours *bench_ours_open(const struct bench_problem *problem,
@@ -163,7 +170,7 @@ struct bench_ours *bench_ours_open(const struct bench_problem *problem,
         ours->a_rows[i] = problem->a + (size_t)i * k;
         ours->c_rows[i] = problem->c + (size_t)i * n;
     }
-    open_strided_and_scattered(ours, problem, machine);
+    open_copies(ours, problem, machine);
     gemm_pack(selected, n, k, problem->b, k, ours->panels, ours->offset);
     gemm_offset(n, GEMM_TYPE_U8, 0, ours->offset, NULL, ours->offset);
     ours->weights = (struct gemm_weights){selected, n, k, ours->panels};
@@ -185,6 +192,7 @@ void bench_ours_close(struct bench_ours *ours)
     bench_free(ours->offset, ours->column_bytes);
     copies_close(&ours->strided);
     copies_close(&ours->scattered);
+    copies_close(&ours->runs);
     free(ours->a_rows);
     free(ours->c_rows);
     free(ours);
@@ -220,6 +228,11 @@ void bench_ours_run_strided(struct bench_ours *ours)
 void bench_ours_run_gathered(struct bench_ours *ours)
 {
     run_copy(ours, &ours->scattered);
+}
+
+void bench_ours_run_runs(struct bench_ours *ours)
+{
+    run_copy(ours, &ours->runs);
 }
 
 /* ---- two threads ----------------------------------------------------------------------------- */

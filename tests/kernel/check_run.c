@@ -18,6 +18,7 @@ struct job {
     enum gemm_activation activation;
     enum fill fill;
     bool gathered;
+    bool runs; /* gathered rows are runs, forwards and backwards in turn */
     bool all_columns; /* else a slice at random */
     int32_t a_zero_point;
 };
@@ -62,6 +63,8 @@ static void data_open(struct data *d, const struct gemm_kernel *kernel, const st
         /* Gathered: any row, any order, repeats; as coalesced jobs and convolutions do. */
         uint32_t from = job->gathered ? random_below(job->rows) : i;
 
+        if (job->gathered && job->runs)
+            from = i / GEMM_RUN_ROWS % 2 ? job->rows - 1 - i : i;
         d->a_rows[i] = d->a.data + from * a_stride;
         d->c_rows[i] = d->c + CANARY_BYTES + i * d->c_stride;
     }
@@ -161,8 +164,8 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
     }
     check_step("gemm_run m=%u n=%u k=%u a=%d c=%d relu=%d zero=%d fill=%s %s columns [%u,%u)",
                job->rows, job->n, job->k, job->a_type, job->c_type, job->activation,
-               job->a_zero_point, fill_name(job->fill), job->gathered ? "gathered" : "strided",
-               n_begin, n_end);
+               job->a_zero_point, fill_name(job->fill),
+               !job->gathered ? "strided" : job->runs ? "in runs" : "gathered", n_begin, n_end);
     data_open(&d, kernel, job);
     gemm_pack(kernel, job->n, job->k, (const int8_t *)d.b.data, job->k, (int8_t *)d.panels.data,
               d.sums);
@@ -187,6 +190,7 @@ static struct job job_random(uint32_t rows, uint32_t n, uint32_t k)
     job.activation = (enum gemm_activation)random_below(2);
     job.fill = (enum fill)random_below(FILL_COUNT);
     job.gathered = random_below(2);
+    job.runs = random_below(2);
     job.a_zero_point = (int32_t)random_below(256) - (job.a_type == GEMM_TYPE_S8 ? 128 : 0);
     return job;
 }
@@ -235,9 +239,10 @@ void check_run(const struct gemm_kernel *kernel)
     copied_job.c_type = GEMM_TYPE_S32;
     copied_job.fill = FILL_UNIFORM; /* as below */
     copied_job.all_columns = true;  /* the first panel copies, the others find the copies */
-    for (unsigned int bits = 0; bits < 4; bits++) {
+    for (unsigned int bits = 0; bits < 8; bits++) {
         copied_job.a_type = bits & 1 ? GEMM_TYPE_S8 : GEMM_TYPE_U8;
         copied_job.gathered = bits & 2;
+        copied_job.runs = bits & 4;
         copied_job.a_zero_point = 3;
         check_job(kernel, &copied_job);
     }

@@ -110,6 +110,14 @@ typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
                               const struct gemm_epilogue *epilogue, size_t row, size_t column,
                               void *const *c);
 
+/* A tile's next panels, multiplied and finished together: columns [column, column + columns) of C,
+ * without the first `again` of the m rows, which are written already.  `panels` is the first one's;
+ * a and c point at m rows.  The number of columns done, from `column` on: 0 where tile or epilogue
+ * are not the function's. */
+typedef size_t gemm_fused_fn(size_t m, size_t again, size_t columns, size_t k,
+                             const uint8_t *const *a, const int8_t *panels,
+                             const struct gemm_epilogue *epilogue, size_t column, void *const *c);
+
 /* One row of the dispatch table: kernel, tile and packed layout are chosen together, so that a
  * layout can never disagree with its kernel. */
 struct gemm_kernel {
@@ -123,6 +131,7 @@ struct gemm_kernel {
     gemm_gather_fn *gather; /* given where ukernel reads in place only what gemm_are_runs allows */
     gemm_begin_fn *begin, *end; /* both or neither */
     gemm_epilogue_fn *epilogue;
+    gemm_fused_fn *fused; /* or NULL */
 };
 
 /* The best kernel whose level is in `levels` (a mask of 1u << level).  Never NULL: the reference is

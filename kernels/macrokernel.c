@@ -4,7 +4,7 @@
  *     for each block of rows, so small that its A stays in L2          (rows_per_block)
  *         for each group of panels of B in [n_begin, n_end)    (columns_per_group; often one panel)
  *             for each tile of up to mr rows of the block
- *                 for each panel of the group
+ *                 for each panel of the group (or all that the kernel fuses with their epilogue)
  *                     micro-kernel: acc = A tile * panel, in registers; then the epilogue to C;
  *                     rows that it would have to copy for every panel are copied at the first one
  *
@@ -14,10 +14,6 @@
  *
  * Groups of several panels are for tiles of 32 rows: from L1 such a tile leaves one operand to L2,
  * whose lines follow each other, where one panel after the other leaves two.
- *
- * Rejected: an epilogue that lags one tile behind, to run while the tile unit of AMX multiplies the
- * next one, row by row between its blocks.  It gained 3 to 10 % for up to 16 rows and lost as much
- * for more, where multiplication and epilogue wait for the same L1 and ports.
  *
  * Cost beside the micro-kernels: one store and one load of each s32 accumulator, in L1.
  */
@@ -187,6 +183,29 @@ static void run_tile(const struct run *run, const struct block *block, size_t he
                      column, block->c + i);
 }
 
+/* The tile that begins at row i against as many panels of [column, end) as the kernel multiplies
+ * and finishes together; their columns. */
+static size_t run_fused(const struct run *run, const struct block *block, size_t height, size_t i,
+                        size_t column, size_t end)
+{
+    const struct gemm_kernel *kernel = run->weights->kernel;
+    size_t again = block->rows - i < height ? height - (block->rows - i) : 0, from = i - again;
+    const uint8_t *const *a = block->a + from;
+
+    if (!kernel->fused || end - column <= kernel->nr || run->weights->k != run->k_padded)
+        return 0;
+    if (block->copy && !stays(run, block, height, from)) {
+        if (column == run->n_begin)
+            return 0; /* not copied yet */
+        a = block->copied + slot(block, from);
+    } else if (block->a_flip) {
+        return 0;
+    }
+    return kernel->fused(height, again, end - column, run->weights->k, a,
+                         run->weights->panels + column * run->k_padded, run->epilogue, column,
+                         block->c + from);
+}
+
 static void run_block(const struct run *run, const struct block *block)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
@@ -198,8 +217,13 @@ static void run_block(const struct run *run, const struct block *block)
         size_t end = run->n_end - begin < group ? run->n_end : begin + group;
 
         for (size_t i = 0; i < block->rows; i += height) {
-            for (size_t column = begin; column < end; column += kernel->nr)
+            for (size_t column = begin, done; column < end; column += done) {
+                done = run_fused(run, block, height, i, column, end);
+                if (done)
+                    continue;
                 run_tile(run, block, height, i, column);
+                done = kernel->nr;
+            }
         }
     }
     if (kernel->end)

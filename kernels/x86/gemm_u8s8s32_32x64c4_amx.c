@@ -12,7 +12,7 @@
  * of at most 16 cycles each; a tile load takes 8 from L1.  The last panel has as many columns of
  * tiles as it needs.  The tiles of a long k come from L2,
  * which yields some 50 bytes a cycle where 2 x 2 tiles ask for 64: that is the bound for k above
- * 400 (kernels/README.md).  Software prefetch into L1, one to three blocks ahead, gained nothing.
+ * 400 (kernels/README.md).  B passes but once, and is loaded as a stream, which leaves L1 to A.
  *
  * Configuring and releasing the tiles takes 90 ns, as long as 12 blocks, so that is done once for
  * many calls, in begin and end.
@@ -25,28 +25,18 @@
  * Plain C beside the tile intrinsics: tests/kernel/amx_model.c compiles this file against a model
  * of them, for machines without AMX.
  */
-#include "kernels/gemm.h"
+#include "kernels/amx_tile.h"
 
 #include <immintrin.h>
 #include <string.h>
 
 enum {
-    MR = 32,
-    NR = 64,
-    KR = 4,
     SMALL_M = 2, /* kernels/README.md has both sides' figures */
-    TILE_ROWS = GEMM_RUN_ROWS,
-    LANES = 16, /* columns of a tile */
-    BLOCK_K = 64,
-    BLOCK_BYTES = BLOCK_K * NR, /* panel bytes of BLOCK_K k, of a whole panel */
-    B_TILE = LANES * KR,        /* from one B tile of a block to the next */
     C_STRIDE = NR * 4,
     COPY_K = 512,              /* k of each row copied at a time: 18 KiB of stack, in L1 */
     COPY_STRIDE = COPY_K + 64, /* not a power of two: rows in different sets of L1 */
     AHEAD = 2, /* blocks copied before they are multiplied: a tile load waits for stores */
 };
-
-#define INLINE static inline __attribute__((always_inline))
 
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_gather_fn gemm_amx_gather;
@@ -60,12 +50,6 @@ struct tile_config {
     uint8_t reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
-};
-
-/* Of A: up to 16 rows, and those after them.  Row i at upper + i * upper_stride. */
-struct rows {
-    const uint8_t *upper, *lower;
-    size_t upper_stride, lower_stride;
 };
 
 /* A run of k: `blocks` whole blocks, then perhaps one more from elsewhere. */
@@ -130,18 +114,18 @@ INLINE void wide_block(size_t nv, const uint8_t *a, size_t a_stride, const int8_
     const size_t b_stride = nv * LANES * KR;
 
     _tile_loadd(4, a, a_stride);
-    _tile_loadd(5, b, b_stride);
+    _tile_stream_loadd(5, b, b_stride);
     _tile_dpbusd(0, 4, 5);
     if (nv > 1) {
-        _tile_loadd(6, b + B_TILE, b_stride);
+        _tile_stream_loadd(6, b + B_TILE, b_stride);
         _tile_dpbusd(1, 4, 6);
     }
     if (nv > 2) {
-        _tile_loadd(7, b + 2 * B_TILE, b_stride);
+        _tile_stream_loadd(7, b + 2 * B_TILE, b_stride);
         _tile_dpbusd(2, 4, 7);
     }
     if (nv > 3) {
-        _tile_loadd(5, b + 3 * B_TILE, b_stride);
+        _tile_stream_loadd(5, b + 3 * B_TILE, b_stride);
         _tile_dpbusd(3, 4, 5);
     }
 }
@@ -187,11 +171,11 @@ INLINE void wide(size_t nv, const struct product *p, int32_t *acc, int accumulat
 /* The block that begins at k of each row. */
 INLINE void tall_block(int two, const struct rows *a, size_t k, const int8_t *b, size_t b_stride)
 {
-    _tile_loadd(6, b, b_stride);
+    _tile_stream_loadd(6, b, b_stride);
     _tile_loadd(4, a->upper + k, a->upper_stride);
     _tile_dpbusd(0, 4, 6);
     if (two) {
-        _tile_loadd(7, b + B_TILE, b_stride);
+        _tile_stream_loadd(7, b + B_TILE, b_stride);
         _tile_dpbusd(1, 4, 7);
     }
     _tile_loadd(5, a->lower + k, a->lower_stride);
@@ -316,15 +300,6 @@ static void move_last_b(int8_t *to, size_t n, const int8_t *from, size_t k)
             memcpy(to + j, &group, KR);
         }
     }
-}
-
-/* Of m row pointers; a single row has no distance. */
-static struct rows rows_of(size_t m, const uint8_t *const *a)
-{
-    const uint8_t *const *lower = m > TILE_ROWS ? a + TILE_ROWS : a;
-
-    return (struct rows){a[0], lower[0], (size_t)(a[1] - a[0]),
-                         m != TILE_ROWS + 1 ? (size_t)(lower[1] - lower[0]) : 0};
 }
 
 /* Rows in place.  A last part of block reads the row's last BLOCK_K bytes again, against zeros. */

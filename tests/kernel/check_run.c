@@ -20,6 +20,7 @@ struct job {
     bool gathered;
     bool runs; /* gathered rows are runs, forwards and backwards in turn */
     bool all_columns; /* else a slice at random */
+    bool zero_based;  /* C's zero point is 0 */
     int32_t a_zero_point;
 };
 
@@ -149,7 +150,7 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
         .a_type = job->a_type,
         .c_type = job->c_type,
         .activation = job->activation,
-        .c_zero_point = narrow ? (job->c_type == GEMM_TYPE_U8 ? 120 : -7) : 0,
+        .c_zero_point = narrow && !job->zero_based ? (job->c_type == GEMM_TYPE_U8 ? 120 : -7) : 0,
         .inverse_c_scale = 0.037f,
     };
     uint32_t panels = (job->n + kernel->nr - 1u) / kernel->nr;
@@ -213,6 +214,29 @@ static void check_types(const struct gemm_kernel *kernel)
     }
 }
 
+/* Tiles that are multiplied and finished together: rows of one and several tiles, an odd number of
+ * them, tiles that overlap by an odd number; fewer, as many and more blocks of k than rows want. */
+static void check_fused(const struct gemm_kernel *kernel)
+{
+    static const uint32_t m_values[] = {17, 18, 31, 32, 33, 49, 71, 96};
+    static const uint32_t n_values[] = {127, 128, 192, 333};
+    static const uint32_t k_values[] = {63, 64, 320, 1024, 1088};
+
+    for (size_t m = 0; m < sizeof(m_values) / sizeof(m_values[0]); m++) {
+        for (size_t n = 0; n < sizeof(n_values) / sizeof(n_values[0]); n++) {
+            for (size_t k = 0; k < sizeof(k_values) / sizeof(k_values[0]); k++) {
+                struct job job = job_random(m_values[m], n_values[n], k_values[k]);
+
+                job.c_type = GEMM_TYPE_U8;
+                job.activation = GEMM_ACTIVATION_RELU;
+                job.zero_based = true;
+                job.all_columns = random_below(2);
+                check_job(kernel, &job);
+            }
+        }
+    }
+}
+
 void check_run(const struct gemm_kernel *kernel)
 {
     const uint32_t mr = kernel->mr, nr = kernel->nr;
@@ -235,6 +259,8 @@ void check_run(const struct gemm_kernel *kernel)
         }
     }
     check_types(kernel);
+    if (kernel->fused)
+        check_fused(kernel);
     check_job(kernel, &tall_job);
     copied_job.c_type = GEMM_TYPE_S32;
     copied_job.fill = FILL_UNIFORM; /* as below */

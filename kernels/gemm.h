@@ -110,13 +110,22 @@ typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
                               const struct gemm_epilogue *epilogue, size_t row, size_t column,
                               void *const *c);
 
-/* A tile's next panels, multiplied and finished together: columns [column, column + columns) of C,
- * without the first `again` of the m rows, which are written already.  `panels` is the first one's;
- * a and c point at m rows.  The number of columns done, from `column` on: 0 where tile or epilogue
- * are not the function's. */
-typedef size_t gemm_fused_fn(size_t m, size_t again, size_t columns, size_t k,
-                             const uint8_t *const *a, const int8_t *panels,
-                             const struct gemm_epilogue *epilogue, size_t column, void *const *c);
+/* A tile and several panels. */
+struct gemm_span {
+    size_t m, k;
+    const uint8_t *const *a; /* m rows */
+    uint8_t a_flip;
+    uint8_t *copy; /* not NULL: the rows are left there, as gemm_gather_fn leaves them */
+    size_t copy_stride;
+    const int8_t *panels; /* the first one */
+    size_t column, columns;
+    void *const *c; /* m rows, of which the first `again` are written already */
+    size_t again;
+};
+
+/* Multiplies and finishes a span.  The number of columns done, from span->column on: 0 where tile
+ * or epilogue are not the function's. */
+typedef size_t gemm_fused_fn(const struct gemm_span *span, const struct gemm_epilogue *epilogue);
 
 /* One row of the dispatch table: kernel, tile and packed layout are chosen together, so that a
  * layout can never disagree with its kernel. */

@@ -190,20 +190,28 @@ static size_t run_fused(const struct run *run, const struct block *block, size_t
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
     size_t again = block->rows - i < height ? height - (block->rows - i) : 0, from = i - again;
-    const uint8_t *const *a = block->a + from;
+    struct gemm_span span = {.m = height,
+                             .k = run->weights->k,
+                             .a = block->a + from,
+                             .a_flip = block->a_flip,
+                             .copy_stride = copy_stride(run->weights),
+                             .panels = run->weights->panels + column * run->k_padded,
+                             .column = column,
+                             .columns = end - column,
+                             .c = block->c + from,
+                             .again = again};
 
     if (!kernel->fused || end - column <= kernel->nr || run->weights->k != run->k_padded)
         return 0;
     if (block->copy && !stays(run, block, height, from)) {
-        if (column == run->n_begin)
-            return 0; /* not copied yet */
-        a = block->copied + slot(block, from);
-    } else if (block->a_flip) {
-        return 0;
+        if (column == run->n_begin) {
+            span.copy = block->copy + slot(block, from) * span.copy_stride;
+        } else {
+            span.a = block->copied + slot(block, from);
+            span.a_flip = 0;
+        }
     }
-    return kernel->fused(height, again, end - column, run->weights->k, a,
-                         run->weights->panels + column * run->k_padded, run->epilogue, column,
-                         block->c + from);
+    return kernel->fused(&span, run->epilogue);
 }
 
 static void run_block(const struct run *run, const struct block *block)

@@ -10,8 +10,8 @@
  * as a stream, so that A and the sums stay in L1; and the lines of C are fetched for writing one
  * panel ahead, because a store that waits for its line holds back the tile stores behind it.
  *
- * For 17 to 32 rows in place, whole blocks of k, and the epilogue of u8_relu_avx512.h, which keeps
- * what its columns have in registers.
+ * For 17 to 32 rows (copied beside the first 32 columns where they are no runs, or s8), whole
+ * blocks of k, and the epilogue of u8_relu_avx512.h, which keeps what columns have in registers.
  */
 #include "kernels/amx_tile.h"
 
@@ -47,6 +47,22 @@ INLINE void finish_two(int fetch, const struct column_pair *pair, const int32_t 
         __asm__ volatile("prefetchw %0" : : "m"(c_0[NR]));
         __asm__ volatile("prefetchw %0" : : "m"(c_1[NR]));
     }
+}
+
+INLINE void zero(void)
+{
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+INLINE void store(int32_t *sums)
+{
+    _tile_stored(0, sums, SUMS_STRIDE);
+    _tile_stored(1, sums + LANES, SUMS_STRIDE);
+    _tile_stored(2, sums + TILE_ROWS * COLUMNS, SUMS_STRIDE);
+    _tile_stored(3, sums + TILE_ROWS * COLUMNS + LANES, SUMS_STRIDE);
 }
 
 /* One block of A and B; both go on to the next. */
@@ -98,20 +114,14 @@ static __attribute__((noinline)) void multiply_pair(const struct rows *rows, siz
     const int8_t *b_end = b + k * NR;
     struct rows a = *rows;
 
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero();
     if (waiting->count && waiting->fetch)
         multiply_and_finish(1, &a, &b, epilogue, waiting);
     else if (waiting->count)
         multiply_and_finish(0, &a, &b, epilogue, waiting);
     while (b != b_end)
         multiply(&a, &b);
-    _tile_stored(0, sums, SUMS_STRIDE);
-    _tile_stored(1, sums + LANES, SUMS_STRIDE);
-    _tile_stored(2, sums + TILE_ROWS * COLUMNS, SUMS_STRIDE);
-    _tile_stored(3, sums + TILE_ROWS * COLUMNS + LANES, SUMS_STRIDE);
+    store(sums);
 }
 
 /* What waits in the end, beside nothing. */
@@ -129,28 +139,53 @@ static void finish(const struct gemm_epilogue *epilogue, const struct waiting *w
     }
 }
 
-size_t gemm_amx_fused(size_t m, size_t again, size_t columns, size_t k, const uint8_t *const *a,
-                      const int8_t *panels, const struct gemm_epilogue *epilogue, size_t column,
-                      void *const *c)
+/* sums = A * COLUMNS columns at b over k; A is copied meanwhile. */
+static __attribute__((noinline)) void multiply_copied(const struct rows *rows, size_t k,
+                                                      const int8_t *b, int32_t *sums,
+                                                      const struct gather *gather)
+{
+    struct rows a = *rows;
+
+    for (size_t block = 0; block < AHEAD; block++)
+        gather_block(gather, block);
+    zero();
+    for (size_t block = 0; block < k / BLOCK_K; block++) {
+        gather_block(gather, block + AHEAD);
+        multiply(&a, &b);
+    }
+    store(sums);
+}
+
+size_t gemm_amx_fused(const struct gemm_span *span, const struct gemm_epilogue *epilogue)
 {
     _Alignas(GEMM_ALIGN) int32_t sums[2][MR * COLUMNS];
-    const size_t whole = columns / NR * NR, twos = (m - again) / 2, blocks = k / BLOCK_K;
-    struct waiting waiting = {.c = c + again};
+    const size_t whole = span->columns / NR * NR, k = span->k, blocks = k / BLOCK_K;
+    const size_t count = span->m - span->again;
+    struct waiting waiting = {.c = span->c + span->again};
     struct rows rows;
 
-    if (m <= TILE_ROWS || k % BLOCK_K || whole < PANELS_MIN * NR || !is_u8_relu(epilogue) ||
-        !gemm_are_runs(m, a))
+    if (span->m <= TILE_ROWS || k % BLOCK_K || whole < PANELS_MIN * NR || !is_u8_relu(epilogue) ||
+        (!span->copy && (span->a_flip || !gemm_are_runs(span->m, span->a))))
         return 0;
-    rows = rows_of(m, a);
-    waiting.step = (twos + blocks - 1) / blocks * 2 * COLUMNS;
+    rows = span->copy ? (struct rows){span->copy, span->copy + TILE_ROWS * span->copy_stride,
+                                      span->copy_stride, span->copy_stride}
+                      : rows_of(span->m, span->a);
+    waiting.step = (count / 2 + blocks - 1) / blocks * 2 * COLUMNS;
     for (size_t done = 0; done < whole; done += COLUMNS) {
-        const int8_t *b = panels + done / NR * NR * k + done % NR * KR;
+        const int8_t *b = span->panels + done / NR * NR * k + done % NR * KR;
         int32_t *to = sums[done / COLUMNS % 2];
 
-        multiply_pair(&rows, k, b, to, epilogue, &waiting);
-        waiting.sums = to + again * COLUMNS;
-        waiting.count = m - again;
-        waiting.column = column + done;
+        if (!done && span->copy) {
+            const struct gather gather = {span->m,      k,          span->a,          0,
+                                          span->a_flip, span->copy, span->copy_stride};
+
+            multiply_copied(&rows, k, b, to, &gather);
+        } else {
+            multiply_pair(&rows, k, b, to, epilogue, &waiting);
+        }
+        waiting.sums = to + span->again * COLUMNS;
+        waiting.count = count;
+        waiting.column = span->column + done;
         waiting.fetch = done + NR < whole;
     }
     finish(epilogue, &waiting);

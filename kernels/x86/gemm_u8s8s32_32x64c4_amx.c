@@ -35,7 +35,6 @@ enum {
     C_STRIDE = NR * 4,
     COPY_K = 512,              /* k of each row copied at a time: 18 KiB of stack, in L1 */
     COPY_STRIDE = COPY_K + 64, /* not a power of two: rows in different sets of L1 */
-    AHEAD = 2, /* blocks copied before they are multiplied: a tile load waits for stores */
 };
 
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
@@ -62,50 +61,6 @@ struct product {
     size_t last_k;         /* where that block begins in a row of A */
     const struct gather *gather; /* NULL: A is there already */
 };
-
-/* Rows that are copied to a product's `a` while it is computed. */
-struct gather {
-    size_t m, bytes; /* of each row, at least BLOCK_K */
-    const uint8_t *const *from;
-    size_t offset; /* in each row */
-    uint8_t flip;
-    uint8_t *to; /* the product's a */
-    size_t to_stride;
-};
-
-INLINE void copy_block(uint8_t *to, const uint8_t *from, uint8_t flip)
-{
-    typedef uint8_t block_vector __attribute__((vector_size(BLOCK_K)));
-    block_vector block;
-
-    memcpy(&block, from, BLOCK_K);
-    block ^= flip;
-    memcpy(to, &block, BLOCK_K);
-}
-
-/* Block b of each row, flipped; nothing beyond the last, which is the row's last BLOCK_K bytes.
- * What follows a row's end only meets zeros of the panel.  Four rows a turn: few instructions leave
- * the reorder buffer to the tile loads that this runs beside. */
-INLINE void gather_block(const struct gather *g, size_t b)
-{
-    const size_t m = g->m, stride = g->to_stride, last = g->bytes - BLOCK_K;
-    const size_t at = b * BLOCK_K < last ? b * BLOCK_K : last, offset = g->offset + at;
-    const uint8_t *const *from = g->from;
-    const uint8_t flip = g->flip;
-    uint8_t *to = g->to + at;
-    size_t i = 0;
-
-    if (b * BLOCK_K >= g->bytes)
-        return;
-    for (; i + 4 <= m; i += 4, to += 4 * stride) {
-        copy_block(to, from[i] + offset, flip);
-        copy_block(to + stride, from[i + 1] + offset, flip);
-        copy_block(to + 2 * stride, from[i + 2] + offset, flip);
-        copy_block(to + 3 * stride, from[i + 3] + offset, flip);
-    }
-    for (; i < m; i++, to += stride)
-        copy_block(to, from[i] + offset, flip);
-}
 
 /* ---- 3 to 16 rows: nv C tiles ---------------------------------------------------------------- */
 

@@ -21,6 +21,7 @@ gemm_epilogue_fn gemm_epilogue_ref;
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_gather_fn gemm_amx_gather;
 gemm_begin_fn gemm_amx_begin, gemm_amx_end;
+gemm_fused_fn gemm_amx_fused;
 gemm_ukernel_fn gemm_u8s8s32_12x64c4_avx512vnni;
 gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512;
 gemm_ukernel_fn gemm_u8s7s32_12x64c4_avx512;
@@ -47,7 +48,8 @@ enum { AMX_GROUP_BYTES = 1024 * 1024 };
 static const struct gemm_kernel kernels[] = {
 #if GEMM_X86
     ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, 16, gemm_epilogue_avx512, .gather = gemm_amx_gather,
-        .b_group_bytes = AMX_GROUP_BYTES, .begin = gemm_amx_begin, .end = gemm_amx_end),
+        .fused = gemm_amx_fused, .b_group_bytes = AMX_GROUP_BYTES, .begin = gemm_amx_begin,
+        .end = gemm_amx_end),
     ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 12, 64, 4, 16, gemm_epilogue_avx512),
     ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, 16, gemm_epilogue_avx2),
     ROW(9, CPU_LEVEL_AVX512, avx512, 6, 64, 4, 16, gemm_epilogue_avx512),

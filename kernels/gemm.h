@@ -53,6 +53,8 @@ enum {
     /* Upper bounds over all kernels of the table, for buffers on the stack. */
     GEMM_MR_MAX = 32,
     GEMM_NR_MAX = 64,
+    /* Rows that a kernel with `gather` takes at one distance. */
+    GEMM_RUN_ROWS = 16,
     /* Panels and per-column arrays start and end on this alignment (a cache line). */
     GEMM_ALIGN = 64,
 };
@@ -78,6 +80,26 @@ typedef void gemm_gather_fn(size_t m, size_t n, size_t k, const uint8_t *const *
  * the m that begin got. */
 typedef void gemm_begin_fn(size_t m);
 
+/* Whether the rows have a constant distance: all of them looked at without an exit on the way,
+ * because vectors take less of a short call than a loop. */
+static inline bool gemm_is_run(size_t m, const uint8_t *const *a)
+{
+    ptrdiff_t differences = 0;
+
+    for (size_t i = 2; i < m; i++)
+        differences |= (a[i] - a[i - 1]) ^ (a[1] - a[0]);
+    return differences == 0;
+}
+
+/* Whether the first GEMM_RUN_ROWS of up to twice as many rows are a run, and the others another:
+ * rows of one job, or of two that begin where a tile does. */
+static inline bool gemm_are_runs(size_t m, const uint8_t *const *a)
+{
+    if (m <= GEMM_RUN_ROWS)
+        return gemm_is_run(m, a);
+    return gemm_is_run(GEMM_RUN_ROWS, a) && gemm_is_run(m - GEMM_RUN_ROWS, a + GEMM_RUN_ROWS);
+}
+
 struct gemm_epilogue;
 
 /* Epilogue of a tile: for i < m, j < n (n <= nr):
@@ -87,6 +109,23 @@ struct gemm_epilogue;
 typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
                               const struct gemm_epilogue *epilogue, size_t row, size_t column,
                               void *const *c);
+
+/* A tile and several panels. */
+struct gemm_span {
+    size_t m, k;
+    const uint8_t *const *a; /* m rows */
+    uint8_t a_flip;
+    uint8_t *copy; /* not NULL: the rows are left there, as gemm_gather_fn leaves them */
+    size_t copy_stride;
+    const int8_t *panels; /* the first one */
+    size_t column, columns;
+    void *const *c; /* m rows, of which the first `again` are written already */
+    size_t again;
+};
+
+/* Multiplies and finishes a span.  The number of columns done, from span->column on: 0 where tile
+ * or epilogue are not the function's. */
+typedef size_t gemm_fused_fn(const struct gemm_span *span, const struct gemm_epilogue *epilogue);
 
 /* One row of the dispatch table: kernel, tile and packed layout are chosen together, so that a
  * layout can never disagree with its kernel. */
@@ -99,9 +138,10 @@ struct gemm_kernel {
     bool narrow_pairs;      /* right for weights with narrow pairs alone: kernels/pack.h */
     uint32_t b_group_bytes; /* panels that pass by one tile of rows, from L2; 0: one panel */
     gemm_ukernel_fn *ukernel;
-    gemm_gather_fn *gather; /* given where ukernel reads rows in place at one distance only */
+    gemm_gather_fn *gather; /* given where ukernel reads in place only what gemm_are_runs allows */
     gemm_begin_fn *begin, *end; /* both or neither */
     gemm_epilogue_fn *epilogue;
+    gemm_fused_fn *fused; /* or NULL */
 };
 
 /* The best kernel whose level is in `levels` (a mask of 1u << level).  Never NULL: the reference is

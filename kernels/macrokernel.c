@@ -4,7 +4,7 @@
  *     for each block of rows, so small that its A stays in L2          (rows_per_block)
  *         for each group of panels of B in [n_begin, n_end)    (columns_per_group; often one panel)
  *             for each tile of up to mr rows of the block
- *                 for each panel of the group
+ *                 for each panel of the group (or all that the kernel fuses with their epilogue)
  *                     micro-kernel: acc = A tile * panel, in registers; then the epilogue to C;
  *                     rows that it would have to copy for every panel are copied at the first one
  *
@@ -14,10 +14,6 @@
  *
  * Groups of several panels are for tiles of 32 rows: from L1 such a tile leaves one operand to L2,
  * whose lines follow each other, where one panel after the other leaves two.
- *
- * Rejected: an epilogue that lags one tile behind, to run while the tile unit of AMX multiplies the
- * next one, row by row between its blocks.  It gained 3 to 10 % for up to 16 rows and lost as much
- * for more, where multiplication and epilogue wait for the same L1 and ports.
  *
  * Cost beside the micro-kernels: one store and one load of each s32 accumulator, in L1.
  */
@@ -90,15 +86,6 @@ static size_t rows_per_copy(const struct gemm_weights *weights)
     return fitting < mr ? fitting : fitting / mr * mr;
 }
 
-static bool constant_stride(size_t rows, const uint8_t *const *a)
-{
-    for (size_t i = 2; i < rows; i++) {
-        if (a[i] - a[i - 1] != a[1] - a[0])
-            return false;
-    }
-    return true;
-}
-
 /* Rows of a tile.  A kernel with begin takes but one m between begin and end: tiles of equal
  * height, of which the last one may overlap the one before. */
 static size_t tile_rows(const struct gemm_kernel *kernel, size_t rows)
@@ -118,9 +105,9 @@ static size_t columns_per_group(const struct gemm_weights *weights)
     return panels && kernel->mr * weights->k <= A_TILE_BYTES ? panels * kernel->nr : kernel->nr;
 }
 
-/* Whether the rows are copied: worth it where the micro-kernel would copy them again for each of
- * several panels (flipped, at no constant distance, or to pad them), and possible where the copy
- * holds a tile. */
+/* Whether tiles of the rows are copied: worth it where the micro-kernel would copy them again for
+ * each of several panels (flipped, at no constant distance, or to pad them), and possible where the
+ * copy holds a tile. */
 static bool want_copy(const struct run *run, size_t rows, const uint8_t *const *a, uint8_t a_flip)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
@@ -131,13 +118,20 @@ static bool want_copy(const struct run *run, size_t rows, const uint8_t *const *
         return false;
     if (a_flip)
         return true;
-    return kernel->gather && k >= GEMM_ALIGN && (k < run->k_padded || !constant_stride(rows, a));
+    return kernel->gather && k >= GEMM_ALIGN && (k < run->k_padded || !gemm_is_run(rows, a));
 }
 
 /* The place in the copy of a block's row i, where a tile begins. */
 static size_t slot(const struct block *block, size_t i)
 {
     return block->one_tile ? 0 : i;
+}
+
+/* Whether a tile of a block with a copy does without: rows of one job or two among others. */
+static bool stays(const struct run *run, const struct block *block, size_t m, size_t i)
+{
+    return run->weights->kernel->gather && !block->a_flip && run->weights->k == run->k_padded &&
+           gemm_are_runs(m, block->a + i);
 }
 
 /* Rows [i, i + m) of a block against the first panel, and to where the next panels find them. */
@@ -177,7 +171,7 @@ static void run_tile(const struct run *run, const struct block *block, size_t he
     size_t again = kernel->begin ? height - m : 0; /* computed before, not written twice */
     size_t from = i - again;
 
-    if (!block->copy)
+    if (!block->copy || stays(run, block, m + again, from))
         kernel->ukernel(m + again, n_padded, run->weights->k, block->a + from, block->a_flip,
                         panel, acc);
     else if (column == run->n_begin)
@@ -187,6 +181,37 @@ static void run_tile(const struct run *run, const struct block *block, size_t he
                         panel, acc);
     kernel->epilogue(m, n, kernel->nr, acc + again * kernel->nr, run->epilogue, block->row + i,
                      column, block->c + i);
+}
+
+/* The tile that begins at row i against as many panels of [column, end) as the kernel multiplies
+ * and finishes together; their columns. */
+static size_t run_fused(const struct run *run, const struct block *block, size_t height, size_t i,
+                        size_t column, size_t end)
+{
+    const struct gemm_kernel *kernel = run->weights->kernel;
+    size_t again = block->rows - i < height ? height - (block->rows - i) : 0, from = i - again;
+    struct gemm_span span = {.m = height,
+                             .k = run->weights->k,
+                             .a = block->a + from,
+                             .a_flip = block->a_flip,
+                             .copy_stride = copy_stride(run->weights),
+                             .panels = run->weights->panels + column * run->k_padded,
+                             .column = column,
+                             .columns = end - column,
+                             .c = block->c + from,
+                             .again = again};
+
+    if (!kernel->fused || end - column <= kernel->nr || run->weights->k != run->k_padded)
+        return 0;
+    if (block->copy && !stays(run, block, height, from)) {
+        if (column == run->n_begin) {
+            span.copy = block->copy + slot(block, from) * span.copy_stride;
+        } else {
+            span.a = block->copied + slot(block, from);
+            span.a_flip = 0;
+        }
+    }
+    return kernel->fused(&span, run->epilogue);
 }
 
 static void run_block(const struct run *run, const struct block *block)
@@ -200,8 +225,13 @@ static void run_block(const struct run *run, const struct block *block)
         size_t end = run->n_end - begin < group ? run->n_end : begin + group;
 
         for (size_t i = 0; i < block->rows; i += height) {
-            for (size_t column = begin; column < end; column += kernel->nr)
+            for (size_t column = begin, done; column < end; column += done) {
+                done = run_fused(run, block, height, i, column, end);
+                if (done)
+                    continue;
                 run_tile(run, block, height, i, column);
+                done = kernel->nr;
+            }
         }
     }
     if (kernel->end)

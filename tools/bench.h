@@ -118,8 +118,11 @@ struct bench_ours *bench_ours_open(const struct bench_problem *problem,
                                    struct bench_machine *machine);
 void bench_ours_close(struct bench_ours *ours);
 void bench_ours_run(struct bench_ours *ours);
-/* The same result from rows in buffers of their own, in no order. */
+/* The same result from copies of A in turn, so that its rows are not in L1: strided; each row in a
+ * buffer of its own, in no order; 16 rows in each, as jobs that share a call have them. */
+void bench_ours_run_strided(struct bench_ours *ours);
 void bench_ours_run_gathered(struct bench_ours *ours);
+void bench_ours_run_runs(struct bench_ours *ours);
 /* On two threads: the calling one, pinned by the caller, and one on `cpu` from start to stop. */
 void bench_ours_start(struct bench_ours *ours, unsigned int cpu);
 void bench_ours_run_two(struct bench_ours *ours);
@@ -147,10 +150,11 @@ void bench_peer_close(struct bench_peer *peer);
 /* Nanoseconds per call, medians; 0: not measured. */
 struct bench_result {
     struct bench_shape shape;
-    double hot_ns, cold_ns, two_hot_ns, two_cold_ns, gathered_ns;
+    double hot_ns, cold_ns, two_hot_ns, two_cold_ns, strided_ns, gathered_ns, runs_ns;
     double peer_hot_ns, peer_cold_ns, peer_two_hot_ns, peer_two_cold_ns;
-    /* Medians of the ratios of neighbouring measurements: peer / ours, and gathered / strided. */
-    double hot_ratio, cold_ratio, two_hot_ratio, two_cold_ratio, gathered_ratio, two_speedup;
+    /* Medians of the ratios of neighbouring measurements: peer / ours; gathered, runs / strided. */
+    double hot_ratio, cold_ratio, two_hot_ratio, two_cold_ratio, two_speedup;
+    double gathered_ratio, runs_ratio;
     double peer_off; /* share of the peer's bytes that differ from ours by more than 1 */
     char peer_implementation[80];
 };

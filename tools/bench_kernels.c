@@ -6,6 +6,10 @@
  * Hot: the same call over and over, the fastest of HOT_PARTS half milliseconds, so that a sample
  * does not count what else the CPU had to do.  Cold: one call after BENCH_FLUSH_BYTES were touched,
  * on each CPU that takes part.
+ *
+ * Gathered: rows at no constant distance, singly or in runs, beside the same rows one after the
+ * other.  All sides take turns through copies of A (bench_ours.c), because over and over the same
+ * strided rows are in L1 when a call begins, and gathered ones, read once a call, are not.
  */
 #include "tools/bench.h"
 
@@ -36,9 +40,19 @@ static void call_ours(struct context *context)
     bench_ours_run(context->ours);
 }
 
+static void call_strided(struct context *context)
+{
+    bench_ours_run_strided(context->ours);
+}
+
 static void call_gathered(struct context *context)
 {
     bench_ours_run_gathered(context->ours);
+}
+
+static void call_runs(struct context *context)
+{
+    bench_ours_run_runs(context->ours);
 }
 
 static void call_ours_two(struct context *context)
@@ -105,26 +119,41 @@ static double sample_cold(struct context *context, call_fn *call)
 
 static void measure_hot(struct context *context, struct bench_result *result)
 {
-    double ours[BENCH_ROUNDS_MAX], gathered[BENCH_ROUNDS_MAX], peer[BENCH_ROUNDS_MAX];
+    double ours[BENCH_ROUNDS_MAX], peer[BENCH_ROUNDS_MAX];
     unsigned int rounds = context->options->rounds;
     unsigned int ours_calls = calibrate(context, call_ours), peer_calls = 0;
 
-    calibrate(context, call_gathered);
     if (context->peer)
         peer_calls = calibrate(context, call_peer);
     for (unsigned int i = 0; i < rounds; i++) {
         ours[i] = sample_hot(context, call_ours, ours_calls);
-        gathered[i] = sample_hot(context, call_gathered, ours_calls);
         if (context->peer)
             peer[i] = sample_hot(context, call_peer, peer_calls);
     }
     result->hot_ns = bench_median(ours, rounds);
-    result->gathered_ns = bench_median(gathered, rounds);
-    result->gathered_ratio = bench_median_ratio(gathered, ours, rounds);
     if (context->peer) {
         result->peer_hot_ns = bench_median(peer, rounds);
         result->hot_ratio = bench_median_ratio(peer, ours, rounds);
     }
+}
+
+static void measure_gathered(struct context *context, struct bench_result *result)
+{
+    double strided[BENCH_ROUNDS_MAX], gathered[BENCH_ROUNDS_MAX], runs[BENCH_ROUNDS_MAX];
+    unsigned int rounds = context->options->rounds, calls = calibrate(context, call_strided);
+
+    calibrate(context, call_gathered);
+    calibrate(context, call_runs);
+    for (unsigned int i = 0; i < rounds; i++) {
+        strided[i] = sample_hot(context, call_strided, calls);
+        gathered[i] = sample_hot(context, call_gathered, calls);
+        runs[i] = sample_hot(context, call_runs, calls);
+    }
+    result->strided_ns = bench_median(strided, rounds);
+    result->gathered_ns = bench_median(gathered, rounds);
+    result->runs_ns = bench_median(runs, rounds);
+    result->gathered_ratio = bench_median_ratio(gathered, strided, rounds);
+    result->runs_ratio = bench_median_ratio(runs, strided, rounds);
 }
 
 static void measure_cold(struct context *context, struct bench_result *result)
@@ -235,6 +264,7 @@ static void measure(struct context *context, struct bench_result *result)
                  bench_peer_implementation(context->peer));
     }
     measure_hot(context, result);
+    measure_gathered(context, result);
     measure_cold(context, result);
     if (context->options->threads < BENCH_THREADS)
         return;

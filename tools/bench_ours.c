@@ -1,6 +1,10 @@
 /*
- * Our side: pack once, run many times; strided, gathered, and on two threads, each with half of the
- * columns, which start and end together at a spin barrier.
+ * Our side: pack once, run many times; hot, strided and gathered, and on two threads, each with
+ * half of the columns, which start and end together at a spin barrier.
+ *
+ * Strided and gathered rows take turns through copies of A that no L1 holds together (one copy,
+ * where A alone exceeds that), so that both sides find a call's rows where a worker finds a job's:
+ * not in L1, where a panel of the call before would have left the strided ones.
  */
 #include "tools/bench.h"
 
@@ -11,15 +15,28 @@
 #include "kernels/epilogue.h"
 #include "kernels/pack.h"
 
+enum {
+    COPIES_BYTES = 128 * 1024, /* more than twice any L1, and little of an L2 */
+    RUN_ROWS = 16,             /* of a job among others */
+};
+
+/* Copies of A, one after the other. */
+struct copies {
+    uint8_t *memory;
+    size_t bytes;
+    const uint8_t **rows; /* m of each copy */
+    uint32_t count, turn;
+};
+
 struct bench_ours {
     struct gemm_weights weights;
     struct gemm_epilogue epilogue;
     int8_t *panels;
     int32_t *offset;
-    uint8_t *scattered; /* the rows of A in buffers of their own */
-    const uint8_t **a_rows, **gathered_rows;
+    const uint8_t **a_rows;
+    struct copies strided, scattered, runs;
     void **c_rows;
-    size_t panels_bytes, column_bytes, scattered_bytes;
+    size_t panels_bytes, column_bytes;
     uint32_t m, n_half;
 
     pthread_t thread;
@@ -91,22 +108,49 @@ static void *checked(void *memory)
     return memory;
 }
 
-/* Row i in slot (i * odd) mod 2^x, at a distance that is no multiple of the row length. */
-static void scatter(struct bench_ours *ours, const struct bench_problem *problem,
-                    struct bench_machine *machine)
+/* Rows in runs of `run`, run i at place (i * factor) mod places; factor is odd and places a power
+ * of two, or factor is 1. */
+static void copies_open(struct copies *copies, const struct bench_problem *problem,
+                        struct bench_machine *machine, size_t run, size_t row_bytes,
+                        size_t factor)
 {
-    size_t slots = 1, slot_bytes = ((size_t)problem->shape.k + 63) / 64 * 64 + 192;
+    const uint32_t m = problem->shape.m, k = problem->shape.k;
+    const size_t bytes = problem->a_bytes; /* 0: gemmd-bench path has an empty job */
+    size_t places = 1;
 
-    while (slots < ours->m)
-        slots *= 2;
-    ours->scattered_bytes = slots * slot_bytes;
-    ours->scattered = bench_alloc(machine, ours->scattered_bytes);
-    for (uint32_t i = 0; i < ours->m; i++) {
-        uint8_t *to = ours->scattered + (i * (size_t)40503 & (slots - 1)) * slot_bytes;
+    while (places * run < m)
+        places = factor == 1 ? places + 1 : 2 * places;
 
-        memcpy(to, ours->a_rows[i], problem->shape.k);
-        ours->gathered_rows[i] = to;
+    copies->count = bytes ? (uint32_t)((COPIES_BYTES + bytes - 1) / bytes) : 1;
+    copies->bytes = copies->count * places * run * row_bytes;
+    copies->memory = bench_alloc(machine, copies->bytes);
+    copies->rows = checked(calloc((size_t)copies->count * m, sizeof(*copies->rows)));
+    for (size_t copy = 0; copy < copies->count; copy++) {
+        for (size_t i = 0; i < m; i++) {
+            size_t place = copy * places + i / run * factor % places;
+            uint8_t *to = copies->memory + (place * run + i % run) * row_bytes;
+
+            memcpy(to, problem->a + i * k, k);
+            copies->rows[copy * m + i] = to;
+        }
     }
+}
+
+static void copies_close(struct copies *copies)
+{
+    bench_free(copies->memory, copies->bytes);
+    free(copies->rows);
+}
+
+/* As A itself is; each row in a buffer of its own, in no order; and runs of rows. */
+static void open_copies(struct bench_ours *ours, const struct bench_problem *problem,
+                        struct bench_machine *machine)
+{
+    size_t k = problem->shape.k, apart = (k + 63) / 64 * 64 + 192;
+
+    copies_open(&ours->strided, problem, machine, 1, k, 1);
+    copies_open(&ours->scattered, problem, machine, 1, apart, 40503);
+    copies_open(&ours->runs, problem, machine, RUN_ROWS, apart, 40503);
 }
 
 struct bench_ours *bench_ours_open(const struct bench_problem *problem,
@@ -122,13 +166,12 @@ struct bench_ours *bench_ours_open(const struct bench_problem *problem,
     ours->panels = bench_alloc(machine, ours->panels_bytes);
     ours->offset = bench_alloc(machine, ours->column_bytes);
     ours->a_rows = checked(calloc(ours->m, sizeof(*ours->a_rows)));
-    ours->gathered_rows = checked(calloc(ours->m, sizeof(*ours->gathered_rows)));
     ours->c_rows = checked(calloc(ours->m, sizeof(*ours->c_rows)));
     for (uint32_t i = 0; i < ours->m; i++) {
         ours->a_rows[i] = problem->a + (size_t)i * k;
         ours->c_rows[i] = problem->c + (size_t)i * n;
     }
-    scatter(ours, problem, machine);
+    open_copies(ours, problem, machine);
     gemm_pack(selected, n, k, problem->b, k, ours->panels, ours->offset);
     gemm_offset(n, GEMM_TYPE_U8, 0, ours->offset, NULL, ours->offset);
     ours->weights = (struct gemm_weights){gemm_select_for_weights(selected, n, k, ours->panels), n,
@@ -149,9 +192,10 @@ void bench_ours_close(struct bench_ours *ours)
 {
     bench_free(ours->panels, ours->panels_bytes);
     bench_free(ours->offset, ours->column_bytes);
-    bench_free(ours->scattered, ours->scattered_bytes);
+    copies_close(&ours->strided);
+    copies_close(&ours->scattered);
+    copies_close(&ours->runs);
     free(ours->a_rows);
-    free(ours->gathered_rows);
     free(ours->c_rows);
     free(ours);
 }
@@ -172,9 +216,25 @@ void bench_ours_run(struct bench_ours *ours)
     run(ours, ours->a_rows, 0, ours->weights.n);
 }
 
+static void run_copy(struct bench_ours *ours, struct copies *copies)
+{
+    copies->turn = copies->turn + 1 < copies->count ? copies->turn + 1 : 0;
+    run(ours, copies->rows + (size_t)copies->turn * ours->m, 0, ours->weights.n);
+}
+
+void bench_ours_run_strided(struct bench_ours *ours)
+{
+    run_copy(ours, &ours->strided);
+}
+
 void bench_ours_run_gathered(struct bench_ours *ours)
 {
-    run(ours, ours->gathered_rows, 0, ours->weights.n);
+    run_copy(ours, &ours->scattered);
+}
+
+void bench_ours_run_runs(struct bench_ours *ours)
+{
+    run_copy(ours, &ours->runs);
 }
 
 /* ---- two threads ----------------------------------------------------------------------------- */

@@ -48,9 +48,10 @@ void bench_text_head(const struct bench_report *report)
            peak->l3_bytes >> 20, peak->memory_bytes >> 20);
     printf("cold: one call after 128 MiB were touched (they leave an L3 larger than that alone)\n");
     printf("ratio: peer's time / ours; bound: hot GOPS / min(peak, 2 m x bandwidth); "
-           "gather: its time / strided\n\n");
-    printf("%-11s %16s %8s %8s %5s %8s %8s %5s %5s %6s", "", "m,n,k", "hot GOPS", "peer", "ratio",
-           "cold", "peer", "ratio", "bound", "gather");
+           "gather, runs: time above that\n"
+           "of strided rows, all from copies of A in turn, none of which is in L1\n\n");
+    printf("%-11s %16s %8s %8s %5s %8s %8s %5s %5s %6s %6s", "", "m,n,k", "hot GOPS", "peer",
+           "ratio", "cold", "peer", "ratio", "bound", "gather", "runs");
     if (report->options->threads == BENCH_THREADS)
         printf(" %8s %8s %5s %8s %8s %5s %5s", "2t hot", "peer", "ratio", "2t cold", "peer",
                "ratio", "2t/1t");
@@ -82,7 +83,8 @@ void bench_text_row(const struct bench_report *report, const struct bench_result
         printf(" %4.0f%%", 100 * bench_gops(shape, result->hot_ns) / bound);
     else
         printf(" %5s", "-");
-    printf(" %5.1f%%", 100 * (result->gathered_ratio - 1));
+    printf(" %5.1f%% %5.1f%%", 100 * (result->gathered_ratio - 1),
+           100 * (result->runs_ratio - 1));
     if (report->options->threads == BENCH_THREADS) {
         print_side(shape, result->two_hot_ns, result->peer_two_hot_ns, result->two_hot_ratio);
         print_side(shape, result->two_cold_ns, result->peer_two_cold_ns, result->two_cold_ratio);
@@ -144,7 +146,9 @@ static void json_result(const struct bench_report *report, const struct bench_re
     fprintf(to, "\"m\": %u, \"n\": %u, \"k\": %u, ", shape->m, shape->n, shape->k);
     json_number(to, "hot_ns", result->hot_ns, ", ");
     json_number(to, "cold_ns", result->cold_ns, ", ");
+    json_number(to, "strided_ns", result->strided_ns, ", ");
     json_number(to, "gathered_ns", result->gathered_ns, ", ");
+    json_number(to, "runs_ns", result->runs_ns, ", ");
     json_number(to, "two_hot_ns", result->two_hot_ns, ", ");
     json_number(to, "two_cold_ns", result->two_cold_ns, ", ");
     json_number(to, "peer_hot_ns", result->peer_hot_ns, ", ");
@@ -156,6 +160,7 @@ static void json_result(const struct bench_report *report, const struct bench_re
     json_number(to, "two_hot_ratio", result->two_hot_ratio, ", ");
     json_number(to, "two_cold_ratio", result->two_cold_ratio, ", ");
     json_number(to, "gathered_ratio", result->gathered_ratio, ", ");
+    json_number(to, "runs_ratio", result->runs_ratio, ", ");
     json_number(to, "two_speedup", result->two_speedup, ", ");
     json_number(to, "hot_gops", bench_gops(shape, result->hot_ns), ", ");
     json_number(to, "bound_gops", bench_bound_gops(report, shape), ", ");

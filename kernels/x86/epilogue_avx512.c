@@ -24,6 +24,7 @@
     _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(z), 23),            \
                                          _mm512_set1_epi32(0x3f800000)))
 #include "kernels/activation_vector.h"
+#include "kernels/u8_relu_avx512.h"
 
 enum { LANES = 16 };
 
@@ -177,33 +178,10 @@ INLINE void tile(enum gemm_type c_type, enum gemm_activation activation, int ext
 }
 
 /*
- * The common tiles of a quantised network: u8, RELU, zero point 0, no per-row step; all 64 columns,
- * or up to 16.  Packing four vectors at a time saturates to 0 and 255, so RELU and the clamp are
- * for nothing: 64 outputs take 28 operations on the two vector ports instead of 48.  Only the upper
- * bound may have to stay, because vcvtps2dq gives 0x80000000 from 2^31 on: `clamp`.
+ * The tiles of kernels/u8_relu_avx512.h, all 64 columns or up to 16: 64 outputs take 28 operations
+ * on the two vector ports instead of 48.  Only the upper bound may have to stay: `clamp`.
  */
 enum { PACKED = 4, PACKED_BYTES = PACKED * LANES };
-
-/* What a vector's columns have. */
-struct columns {
-    __m512i offset;
-    __m512 scale, bias;
-};
-
-INLINE struct columns columns_at(const struct gemm_epilogue *epilogue, size_t column)
-{
-    return (struct columns){_mm512_load_si512(epilogue->offset + column),
-                            _mm512_load_ps(epilogue->scale + column),
-                            _mm512_load_ps(epilogue->bias + column)};
-}
-
-INLINE int is_u8_relu(const struct gemm_epilogue *epilogue)
-{
-    /* Not 0, and so no infinity * 0; a NaN fails the comparison, too. */
-    return epilogue->c_type == GEMM_TYPE_U8 && epilogue->activation == GEMM_ACTIVATION_RELU &&
-           epilogue->c_zero_point == 0 && epilogue->inverse_c_scale > 0.0f &&
-           !gemm_epilogue_is_extended(epilogue);
-}
 
 /* Whether some sum could reach 2^31 in the end: never with the scales of a quantised network. Each
  * rounded step is monotonic, so what bounds the factors bounds the result; neither an infinity nor
@@ -219,25 +197,6 @@ INLINE int needs_clamp(const struct columns *columns, size_t count, __m512 inver
         large |= _mm512_cmp_ps_mask(f, _mm512_set1_ps(0x1p30f), _CMP_NLT_UQ);
     }
     return large != 0;
-}
-
-INLINE __m512i u8_relu(int clamp, const struct columns *columns, __m512 inverse, __m512i sum)
-{
-    __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, columns->offset));
-
-    f = _mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(f, columns->scale), columns->bias), inverse);
-    return _mm512_cvtps_epi32(clamp ? _mm512_min_ps(f, _mm512_set1_ps(255)) : f);
-}
-
-/* 64 bytes of four vectors, one after the other. */
-INLINE __m512i pack(const __m512i *q)
-{
-    /* The packs keep to 128-bit lanes: dword 4 * lane + v of their result belongs to vector v. */
-    const __m512i order =
-        _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-
-    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]),
-                                                               _mm512_packs_epi32(q[2], q[3])));
 }
 
 INLINE void rows_u8_relu(int clamp, size_t m, size_t nr, const int32_t *acc, __m512 inverse,

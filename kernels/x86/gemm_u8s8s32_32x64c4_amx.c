@@ -12,41 +12,30 @@
  * of at most 16 cycles each; a tile load takes 8 from L1.  The last panel has as many columns of
  * tiles as it needs.  The tiles of a long k come from L2,
  * which yields some 50 bytes a cycle where 2 x 2 tiles ask for 64: that is the bound for k above
- * 400 (kernels/README.md).  Software prefetch into L1, one to three blocks ahead, gained nothing.
+ * 400 (kernels/README.md).  B passes but once, and is loaded as a stream, which leaves L1 to A.
  *
  * Configuring and releasing the tiles takes 90 ns, as long as 12 blocks, so that is done once for
  * many calls, in begin and end.
  *
- * A tile load has one stride for all its rows, so rows at a constant distance are read in place,
- * and others (and s8 rows, which need their flip) from a copy.  That is made some blocks ahead of
- * the multiplication, which hides it; gather leaves it to the next panels.  The remainder of k
- * modulo 64 meets a copy of the panel's end, zero-padded: no byte outside rows or panel is read.
+ * A tile load has one stride for all its rows, so runs of 16 rows at a constant distance are read
+ * in place, and others (and s8 rows, which need their flip) from a copy.  That is made some blocks
+ * ahead of the multiplication; gather leaves it to the next panels.  The remainder of k modulo 64
+ * meets a copy of the panel's end, zero-padded: no byte outside rows or panel is read.
  *
  * Plain C beside the tile intrinsics: tests/kernel/amx_model.c compiles this file against a model
  * of them, for machines without AMX.
  */
-#include "kernels/gemm.h"
+#include "kernels/amx_tile.h"
 
 #include <immintrin.h>
 #include <string.h>
 
 enum {
-    MR = 32,
-    NR = 64,
-    KR = 4,
     SMALL_M = 2, /* kernels/README.md has both sides' figures */
-    TILE_ROWS = 16,
-    LANES = 16, /* columns of a tile */
-    BLOCK_K = 64,
-    BLOCK_BYTES = BLOCK_K * NR, /* panel bytes of BLOCK_K k, of a whole panel */
-    B_TILE = LANES * KR,        /* from one B tile of a block to the next */
     C_STRIDE = NR * 4,
     COPY_K = 512,              /* k of each row copied at a time: 18 KiB of stack, in L1 */
     COPY_STRIDE = COPY_K + 64, /* not a power of two: rows in different sets of L1 */
-    AHEAD = 2, /* blocks copied before they are multiplied: a tile load waits for stores */
 };
-
-#define INLINE static inline __attribute__((always_inline))
 
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_gather_fn gemm_amx_gather;
@@ -65,58 +54,13 @@ struct tile_config {
 /* A run of k: `blocks` whole blocks, then perhaps one more from elsewhere. */
 struct product {
     size_t blocks;
-    const uint8_t *a; /* row i of block b at a + b * BLOCK_K + i * a_stride */
-    size_t a_stride;
+    struct rows a;         /* block b BLOCK_K * b further */
     size_t n;              /* columns */
     const int8_t *b;       /* block b at b + b * BLOCK_K * n; rows of a B tile n * KR apart */
-    const uint8_t *last_a; /* NULL: no more */
-    const int8_t *last_b;
-    const struct gather *gather; /* NULL: `a` and last_a are there already */
+    const int8_t *last_b;  /* NULL: no more */
+    size_t last_k;         /* where that block begins in a row of A */
+    const struct gather *gather; /* NULL: A is there already */
 };
-
-/* Rows that are copied to a product's `a` while it is computed. */
-struct gather {
-    size_t m, bytes; /* of each row, at least BLOCK_K */
-    const uint8_t *const *from;
-    size_t offset; /* in each row */
-    uint8_t flip;
-    uint8_t *to; /* the product's a */
-    size_t to_stride;
-};
-
-INLINE void copy_block(uint8_t *to, const uint8_t *from, uint8_t flip)
-{
-    typedef uint8_t block_vector __attribute__((vector_size(BLOCK_K)));
-    block_vector block;
-
-    memcpy(&block, from, BLOCK_K);
-    block ^= flip;
-    memcpy(to, &block, BLOCK_K);
-}
-
-/* Block b of each row, flipped; nothing beyond the last, which is the row's last BLOCK_K bytes.
- * What follows a row's end only meets zeros of the panel.  Four rows a turn: few instructions leave
- * the reorder buffer to the tile loads that this runs beside. */
-INLINE void gather_block(const struct gather *g, size_t b)
-{
-    const size_t m = g->m, stride = g->to_stride, last = g->bytes - BLOCK_K;
-    const size_t at = b * BLOCK_K < last ? b * BLOCK_K : last, offset = g->offset + at;
-    const uint8_t *const *from = g->from;
-    const uint8_t flip = g->flip;
-    uint8_t *to = g->to + at;
-    size_t i = 0;
-
-    if (b * BLOCK_K >= g->bytes)
-        return;
-    for (; i + 4 <= m; i += 4, to += 4 * stride) {
-        copy_block(to, from[i] + offset, flip);
-        copy_block(to + stride, from[i + 1] + offset, flip);
-        copy_block(to + 2 * stride, from[i + 2] + offset, flip);
-        copy_block(to + 3 * stride, from[i + 3] + offset, flip);
-    }
-    for (; i < m; i++, to += stride)
-        copy_block(to, from[i] + offset, flip);
-}
 
 /* ---- 3 to 16 rows: nv C tiles ---------------------------------------------------------------- */
 
@@ -125,18 +69,18 @@ INLINE void wide_block(size_t nv, const uint8_t *a, size_t a_stride, const int8_
     const size_t b_stride = nv * LANES * KR;
 
     _tile_loadd(4, a, a_stride);
-    _tile_loadd(5, b, b_stride);
+    _tile_stream_loadd(5, b, b_stride);
     _tile_dpbusd(0, 4, 5);
     if (nv > 1) {
-        _tile_loadd(6, b + B_TILE, b_stride);
+        _tile_stream_loadd(6, b + B_TILE, b_stride);
         _tile_dpbusd(1, 4, 6);
     }
     if (nv > 2) {
-        _tile_loadd(7, b + 2 * B_TILE, b_stride);
+        _tile_stream_loadd(7, b + 2 * B_TILE, b_stride);
         _tile_dpbusd(2, 4, 7);
     }
     if (nv > 3) {
-        _tile_loadd(5, b + 3 * B_TILE, b_stride);
+        _tile_stream_loadd(5, b + 3 * B_TILE, b_stride);
         _tile_dpbusd(3, 4, 5);
     }
 }
@@ -145,7 +89,7 @@ INLINE void wide_block(size_t nv, const uint8_t *a, size_t a_stride, const int8_
 INLINE void wide(size_t nv, const struct product *p, int32_t *acc, int accumulate)
 {
     const struct gather *gather = p->gather;
-    const uint8_t *a = p->a;
+    const uint8_t *a = p->a.upper;
     const int8_t *b = p->b;
 
     if (accumulate) {
@@ -162,12 +106,12 @@ INLINE void wide(size_t nv, const struct product *p, int32_t *acc, int accumulat
     for (size_t i = 0; i < p->blocks; i++) {
         if (gather)
             gather_block(gather, i + AHEAD);
-        wide_block(nv, a, p->a_stride, b);
+        wide_block(nv, a, p->a.upper_stride, b);
         a += BLOCK_K;
         b += BLOCK_K * nv * LANES;
     }
-    if (p->last_a)
-        wide_block(nv, p->last_a, p->a_stride, p->last_b);
+    if (p->last_b)
+        wide_block(nv, p->a.upper + p->last_k, p->a.upper_stride, p->last_b);
     _tile_stored(0, acc, C_STRIDE);
     if (nv > 1)
         _tile_stored(1, acc + LANES, C_STRIDE);
@@ -179,16 +123,17 @@ INLINE void wide(size_t nv, const struct product *p, int32_t *acc, int accumulat
 
 /* ---- 17 to 32 rows: 2 x 2 C tiles, or 2 x 1 -------------------------------------------------- */
 
-INLINE void tall_block(int two, const uint8_t *a, size_t a_stride, const int8_t *b, size_t b_stride)
+/* The block that begins at k of each row. */
+INLINE void tall_block(int two, const struct rows *a, size_t k, const int8_t *b, size_t b_stride)
 {
-    _tile_loadd(6, b, b_stride);
-    _tile_loadd(4, a, a_stride);
+    _tile_stream_loadd(6, b, b_stride);
+    _tile_loadd(4, a->upper + k, a->upper_stride);
     _tile_dpbusd(0, 4, 6);
     if (two) {
-        _tile_loadd(7, b + B_TILE, b_stride);
+        _tile_stream_loadd(7, b + B_TILE, b_stride);
         _tile_dpbusd(1, 4, 7);
     }
-    _tile_loadd(5, a + TILE_ROWS * a_stride, a_stride);
+    _tile_loadd(5, a->lower + k, a->lower_stride);
     _tile_dpbusd(2, 5, 6);
     if (two)
         _tile_dpbusd(3, 5, 7);
@@ -200,7 +145,7 @@ INLINE void tall(int two, const struct product *p, const struct gather *gather, 
 {
     const size_t b_stride = p->n * KR;
     int32_t *upper = acc + column, *lower = upper + TILE_ROWS * NR;
-    const uint8_t *a = p->a;
+    const struct rows a = p->a; /* not read again after a store of copied rows */
     const int8_t *b = p->b + column * KR;
 
     _tile_zero(0);
@@ -218,12 +163,11 @@ INLINE void tall(int two, const struct product *p, const struct gather *gather, 
     for (size_t i = 0; i < p->blocks; i++) {
         if (gather)
             gather_block(gather, i + AHEAD);
-        tall_block(two, a, p->a_stride, b, b_stride);
-        a += BLOCK_K;
+        tall_block(two, &a, i * BLOCK_K, b, b_stride);
         b += BLOCK_K * p->n;
     }
-    if (p->last_a)
-        tall_block(two, p->last_a, p->a_stride, p->last_b + column * KR, b_stride);
+    if (p->last_b)
+        tall_block(two, &a, p->last_k, p->last_b + column * KR, b_stride);
     _tile_stored(0, upper, C_STRIDE);
     _tile_stored(2, lower, C_STRIDE);
     if (two) {
@@ -284,16 +228,6 @@ static void run(size_t m, const struct product *p, int32_t *acc, int accumulate)
 
 /* ---- operands -------------------------------------------------------------------------------- */
 
-/* All of them, without an exit on the way: vectors, where a loop takes 2 % of a short call. */
-static int constant_stride(size_t m, const uint8_t *const *a)
-{
-    ptrdiff_t differences = 0;
-
-    for (size_t i = 2; i < m; i++)
-        differences |= (a[i] - a[i - 1]) ^ (a[1] - a[0]);
-    return differences == 0;
-}
-
 /* `to`: the `bytes` of a panel of n columns at the beginning of a block of zeros. */
 static void copy_last_b(int8_t *to, size_t n, const int8_t *from, size_t bytes)
 {
@@ -328,13 +262,12 @@ static void run_in_place(size_t m, size_t n, size_t k, const uint8_t *const *a,
                          const int8_t *panel, int32_t *acc)
 {
     _Alignas(64) int8_t last[BLOCK_BYTES];
-    size_t done = k / BLOCK_K * BLOCK_K, stride = (size_t)(a[1] - a[0]);
-    struct product p = {
-        .blocks = k / BLOCK_K, .a = a[0], .a_stride = stride, .n = n, .b = panel};
+    size_t done = k / BLOCK_K * BLOCK_K;
+    struct product p = {.blocks = k / BLOCK_K, .a = rows_of(m, a), .n = n, .b = panel};
 
     if (done < k) {
         move_last_b(last, n, panel + done * n, k);
-        p.last_a = a[0] + k - BLOCK_K;
+        p.last_k = k - BLOCK_K;
         p.last_b = last;
     }
     run(m, &p, acc, 0);
@@ -354,8 +287,7 @@ static void run_gathered(size_t m, size_t n, size_t k, const uint8_t *const *a, 
         size_t whole = bytes / BLOCK_K * BLOCK_K;
         struct gather gather = {m, bytes, a, t, a_flip, copy, copy_stride};
         struct product p = {.blocks = bytes / BLOCK_K,
-                            .a = copy,
-                            .a_stride = copy_stride,
+                            .a = {copy, copy + TILE_ROWS * copy_stride, copy_stride, copy_stride},
                             .n = n,
                             .b = panel + t * n,
                             .gather = &gather};
@@ -364,7 +296,7 @@ static void run_gathered(size_t m, size_t n, size_t k, const uint8_t *const *a, 
             gather_block(&gather, block);
         if (whole < bytes) {
             copy_last_b(last, n, p.b + whole * n, (bytes - whole + KR - 1) / KR * KR * n);
-            p.last_a = copy + whole;
+            p.last_k = whole;
             p.last_b = last;
         }
         run(m, &p, acc, t > 0);
@@ -427,7 +359,7 @@ void gemm_u8s8s32_32x64c4_amx(size_t m, size_t n, size_t k, const uint8_t *const
 
     if (for_vectors(m, k))
         gemm_u8s8s32_12x64c4_avx512vnni(m, n, k, a, a_flip, panel, acc);
-    else if (!a_flip && constant_stride(m, a))
+    else if (!a_flip && gemm_are_runs(m, a))
         run_in_place(m, n, k, a, panel, acc);
     else
         run_gathered(m, n, k, a, a_flip, panel, copy[0], COPY_STRIDE, COPY_K, acc);

@@ -29,7 +29,39 @@ static void few_rows(size_t m, size_t n, size_t k, const uint8_t *const *a, uint
 #define gemm_amx_gather                amx_model_gather
 #define gemm_u8s8s32_32x64c4_amx       amx_model_ukernel
 #define gemm_u8s8s32_12x64c4_avx512vnni few_rows
+#define gemm_amx_fused                 amx_model_fused
 #include "kernels/x86/gemm_u8s8s32_32x64c4_amx.c"
+
+/* Instead of the vectors of kernels/u8_relu_avx512.h, the reference. */
+#define GEMMD_KERNELS_U8_RELU_AVX512_H
+#include "kernels/epilogue.h"
+
+struct column_pair {
+    const struct gemm_epilogue *epilogue;
+    size_t column;
+};
+
+static int is_u8_relu(const struct gemm_epilogue *epilogue)
+{
+    return epilogue->c_type == GEMM_TYPE_U8 && epilogue->activation == GEMM_ACTIVATION_RELU &&
+           epilogue->c_zero_point == 0 && !gemm_epilogue_is_extended(epilogue);
+}
+
+static struct column_pair column_pair_at(const struct gemm_epilogue *epilogue, size_t column)
+{
+    return (struct column_pair){epilogue, column};
+}
+
+static void two_rows(const struct column_pair *pair, const int32_t *acc_0, const int32_t *acc_1,
+                     uint8_t *c_0, uint8_t *c_1)
+{
+    gemm_epilogue_ref(1, 32, 32, acc_0, pair->epilogue, 0, pair->column,
+                      (void *[]){c_0 - pair->column});
+    gemm_epilogue_ref(1, 32, 32, acc_1, pair->epilogue, 0, pair->column,
+                      (void *[]){c_1 - pair->column});
+}
+
+#include "kernels/x86/fused_u8s8u8_32x64c4_amx.c"
 
 const struct gemm_kernel *amx_model(void)
 {
@@ -46,6 +78,7 @@ const struct gemm_kernel *amx_model(void)
         .begin = amx_model_begin,
         .end = amx_model_end,
         .epilogue = gemm_epilogue_ref,
+        .fused = amx_model_fused,
     };
 
     return &kernel;

@@ -99,13 +99,15 @@ static inline bool model_released(void)
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbusd
-#define _tile_loadconfig model_loadconfig
-#define _tile_release    model_release
-#define _tile_zero       model_zero
-#define _tile_loadd      model_loadd
-#define _tile_stored     model_stored
-#define _tile_dpbusd     model_dpbusd
+#define _tile_loadconfig   model_loadconfig
+#define _tile_release      model_release
+#define _tile_zero         model_zero
+#define _tile_loadd        model_loadd
+#define _tile_stream_loadd model_loadd
+#define _tile_stored       model_stored
+#define _tile_dpbusd       model_dpbusd
 
 #endif

@@ -18,7 +18,9 @@ struct job {
     enum gemm_activation activation;
     enum fill fill;
     bool gathered;
+    bool runs; /* gathered rows are runs, forwards and backwards in turn */
     bool all_columns; /* else a slice at random */
+    bool zero_based;  /* C's zero point is 0 */
     int32_t a_zero_point;
 };
 
@@ -63,6 +65,8 @@ static void data_open(struct data *d, const struct gemm_kernel *kernel, const st
         /* Gathered: any row, any order, repeats; as coalesced jobs and convolutions do. */
         uint32_t from = job->gathered ? random_below(job->rows) : i;
 
+        if (job->gathered && job->runs)
+            from = i / GEMM_RUN_ROWS % 2 ? job->rows - 1 - i : i;
         d->a_rows[i] = d->a.data + from * a_stride;
         d->c_rows[i] = d->c + CANARY_BYTES + i * d->c_stride;
     }
@@ -147,7 +151,7 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
         .a_type = job->a_type,
         .c_type = job->c_type,
         .activation = job->activation,
-        .c_zero_point = narrow ? (job->c_type == GEMM_TYPE_U8 ? 120 : -7) : 0,
+        .c_zero_point = narrow && !job->zero_based ? (job->c_type == GEMM_TYPE_U8 ? 120 : -7) : 0,
         .inverse_c_scale = 0.037f,
     };
     uint32_t panels = (job->n + kernel->nr - 1u) / kernel->nr;
@@ -162,8 +166,8 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
     }
     check_step("gemm_run m=%u n=%u k=%u a=%d c=%d relu=%d zero=%d fill=%s %s columns [%u,%u)",
                job->rows, job->n, job->k, job->a_type, job->c_type, job->activation,
-               job->a_zero_point, fill_name(job->fill), job->gathered ? "gathered" : "strided",
-               n_begin, n_end);
+               job->a_zero_point, fill_name(job->fill),
+               !job->gathered ? "strided" : job->runs ? "in runs" : "gathered", n_begin, n_end);
     data_open(&d, kernel, job);
     gemm_pack(kernel, job->n, job->k, (const int8_t *)d.b.data, job->k, (int8_t *)d.panels.data,
               d.sums);
@@ -188,6 +192,7 @@ static struct job job_random(uint32_t rows, uint32_t n, uint32_t k)
     job.activation = (enum gemm_activation)random_below(2);
     job.fill = (enum fill)random_below(FILL_COUNT);
     job.gathered = random_below(2);
+    job.runs = random_below(2);
     job.a_zero_point = (int32_t)random_below(256) - (job.a_type == GEMM_TYPE_S8 ? 128 : 0);
     return job;
 }
@@ -207,6 +212,29 @@ static void check_types(const struct gemm_kernel *kernel)
         if (job.a_type == GEMM_TYPE_S8)
             job.a_zero_point -= 128;
         check_job(kernel, &job);
+    }
+}
+
+/* Tiles that are multiplied and finished together: rows of one and several tiles, an odd number of
+ * them, tiles that overlap by an odd number; fewer, as many and more blocks of k than rows want. */
+static void check_fused(const struct gemm_kernel *kernel)
+{
+    static const uint32_t m_values[] = {17, 31, 32, 33, 71};
+    static const uint32_t n_values[] = {128, 333};
+    static const uint32_t k_values[] = {63, 64, 320, 1088};
+
+    for (size_t m = 0; m < sizeof(m_values) / sizeof(m_values[0]); m++) {
+        for (size_t n = 0; n < sizeof(n_values) / sizeof(n_values[0]); n++) {
+            for (size_t k = 0; k < sizeof(k_values) / sizeof(k_values[0]); k++) {
+                struct job job = job_random(m_values[m], n_values[n], k_values[k]);
+
+                job.c_type = GEMM_TYPE_U8;
+                job.activation = GEMM_ACTIVATION_RELU;
+                job.zero_based = true;
+                job.all_columns = random_below(2);
+                check_job(kernel, &job);
+            }
+        }
     }
 }
 
@@ -232,13 +260,16 @@ void check_run(const struct gemm_kernel *kernel)
         }
     }
     check_types(kernel);
+    if (kernel->fused)
+        check_fused(kernel);
     check_job(kernel, &tall_job);
     copied_job.c_type = GEMM_TYPE_S32;
     copied_job.fill = FILL_UNIFORM; /* as below */
     copied_job.all_columns = true;  /* the first panel copies, the others find the copies */
-    for (unsigned int bits = 0; bits < 4; bits++) {
+    for (unsigned int bits = 0; bits < 8; bits++) {
         copied_job.a_type = bits & 1 ? GEMM_TYPE_S8 : GEMM_TYPE_U8;
         copied_job.gathered = bits & 2;
+        copied_job.runs = bits & 4;
         copied_job.a_zero_point = 3;
         check_job(kernel, &copied_job);
     }

@@ -24,7 +24,7 @@
     _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(z), 23),            \
                                          _mm512_set1_epi32(0x3f800000)))
 #include "kernels/activation_vector.h"
-#include "kernels/u8_relu_avx512.h"
+#include "kernels/x86/u8_relu_avx512.h"
 
 enum { LANES = 16 };
 
@@ -178,7 +178,7 @@ INLINE void tile(enum gemm_type c_type, enum gemm_activation activation, int ext
 }
 
 /*
- * The tiles of kernels/u8_relu_avx512.h, all 64 columns or up to 16: 64 outputs take 28 operations
+ * The tiles of u8_relu_avx512.h, all 64 columns or up to 16: 64 outputs take 28 operations
  * on the two vector ports instead of 48.  Only the upper bound may have to stay: `clamp`.
  */
 enum { PACKED = 4, PACKED_BYTES = PACKED * LANES };

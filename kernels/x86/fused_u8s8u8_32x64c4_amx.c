@@ -13,11 +13,11 @@
  * For 17 to 32 rows (copied beside the first 32 columns where they are no runs, or s8), whole
  * blocks of k, and the epilogue of u8_relu_avx512.h, which keeps what columns have in registers.
  */
-#include "kernels/amx_tile.h"
+#include "kernels/x86/amx_tile.h"
 
 #include <immintrin.h>
 
-#include "kernels/u8_relu_avx512.h"
+#include "kernels/x86/u8_relu_avx512.h"
 
 enum {
     COLUMNS = 2 * LANES, /* multiplied at a time */

@@ -22,17 +22,13 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "kernels/x86/amx_tile.h"
+
 enum {
-    TILE_ROWS = 16,
     PAIR_ROWS = 8, /* up to which two C tiles have their sums in registers */
     SUMS = 16,
-    NR = 64,
-    KR = 4,
-    LANES = 16,
-    BLOCK_K = 64, /* of tdpbusd, at most */
 };
 
-#define INLINE static inline __attribute__((always_inline))
 /* Whole loops over a register array: an index that survives puts the array into memory. */
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -43,15 +39,6 @@ enum {
 int4_part_fn gemm_u8s4f32_16x64c8_amx;
 int4_begin_fn int4_amx_begin;
 int4_end_fn int4_amx_end;
-
-/* The operand of ldtilecfg, palette 1 (Intel SDM vol. 1, 18.2). */
-struct tile_config {
-    uint8_t palette;
-    uint8_t start_row;
-    uint8_t reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
 
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
 typedef float floats __attribute__((vector_size(LANES * 4)));
@@ -221,9 +208,7 @@ void int4_amx_begin(size_t m, size_t group)
         config.row_bytes[i] = i == 4 || i == 6 ? (uint16_t)k : LANES * 4;
         config.rows[i] = i <= 4 || i == 6 ? (uint8_t)m : (uint8_t)(k / KR);
     }
-    /* gcc 12 believes that _tile_loadconfig reads 8 bytes, and drops the stores of the others. */
-    __asm__ volatile("" : : "r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    load_config(&config);
 }
 
 /* Tiles released need not be saved at a context switch. */

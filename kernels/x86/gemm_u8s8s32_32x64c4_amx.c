@@ -25,7 +25,7 @@
  * Plain C beside the tile intrinsics: tests/kernel/amx_model.c compiles this file against a model
  * of them, for machines without AMX.
  */
-#include "kernels/amx_tile.h"
+#include "kernels/x86/amx_tile.h"
 
 #include <immintrin.h>
 #include <string.h>
@@ -41,15 +41,6 @@ gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_gather_fn gemm_amx_gather;
 gemm_begin_fn gemm_amx_begin, gemm_amx_end;
 gemm_ukernel_fn gemm_u8s8s32_12x64c4_avx512vnni;
-
-/* The operand of ldtilecfg, palette 1 (Intel SDM vol. 1, 18.2). */
-struct tile_config {
-    uint8_t palette;
-    uint8_t start_row;
-    uint8_t reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
 
 /* A run of k: `blocks` whole blocks, then perhaps one more from elsewhere. */
 struct product {
@@ -320,9 +311,7 @@ void gemm_amx_begin(size_t m)
     config.rows[2] = config.rows[3] = (uint8_t)lower;
     if (m > TILE_ROWS)
         config.rows[5] = (uint8_t)lower;
-    /* gcc 12 believes that _tile_loadconfig reads 8 bytes, and drops the stores of the others. */
-    __asm__ volatile("" : : "r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    load_config(&config);
 }
 
 /* Tiles released need not be saved at a context switch. */

@@ -32,8 +32,8 @@ static void few_rows(size_t m, size_t n, size_t k, const uint8_t *const *a, uint
 #define gemm_amx_fused                 amx_model_fused
 #include "kernels/x86/gemm_u8s8s32_32x64c4_amx.c"
 
-/* Instead of the vectors of kernels/u8_relu_avx512.h, the reference. */
-#define GEMMD_KERNELS_U8_RELU_AVX512_H
+/* Instead of the vectors of kernels/x86/u8_relu_avx512.h, the reference. */
+#define GEMMD_KERNELS_X86_U8_RELU_AVX512_H
 #include "kernels/epilogue.h"
 
 struct column_pair {

@@ -348,8 +348,8 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, open_both, close_both)
     static const struct CMUnitTest tests[] = {
         TEST(test_whole),     TEST(test_lies),      TEST(test_overlap),
-        TEST(test_bad_values), TEST(test_no_memory), TEST(test_files),
-        TEST(test_narrow_pairs), TEST(test_no_memory), TEST(test_files),
+        TEST(test_bad_values), TEST(test_narrow_pairs), TEST(test_no_memory),
+        TEST(test_files),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,10 +1,11 @@
-/* What the AMX files share: the tile of 32 x 64, its panel, and where rows lie. */
-#ifndef GEMMD_KERNELS_AMX_TILE_H
-#define GEMMD_KERNELS_AMX_TILE_H
-
-#include <string.h>
+/* What the AMX files share: tiles and their configuration, the panel, and where rows lie. */
+#ifndef GEMMD_KERNELS_X86_AMX_TILE_H
+#define GEMMD_KERNELS_X86_AMX_TILE_H
 
 #include "kernels/gemm.h"
+
+#include <immintrin.h>
+#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -19,6 +20,22 @@ enum {
     B_TILE = LANES * KR,        /* from one B tile of a block to the next */
     AHEAD = 2, /* blocks copied before they are multiplied: a tile load waits for stores */
 };
+
+/* The operand of ldtilecfg, palette 1 (Intel SDM vol. 1, 18.2). */
+struct tile_config {
+    uint8_t palette;
+    uint8_t start_row;
+    uint8_t reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+INLINE void load_config(const struct tile_config *config)
+{
+    /* gcc 12 believes that _tile_loadconfig reads 8 bytes, and drops the stores of the others. */
+    __asm__ volatile("" : : "r"(config) : "memory");
+    _tile_loadconfig(config);
+}
 
 /* Of A.  Row i at upper + i * upper_stride, or (from TILE_ROWS on) likewise from `lower`. */
 struct rows {

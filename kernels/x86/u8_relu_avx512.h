@@ -3,8 +3,8 @@
  * Packing four vectors at a time saturates to 0 and 255, so RELU and the lower clamp are for
  * nothing.  Steps and order are those of kernels/epilogue.h.  Included after <immintrin.h>.
  */
-#ifndef GEMMD_KERNELS_U8_RELU_AVX512_H
-#define GEMMD_KERNELS_U8_RELU_AVX512_H
+#ifndef GEMMD_KERNELS_X86_U8_RELU_AVX512_H
+#define GEMMD_KERNELS_X86_U8_RELU_AVX512_H
 
 #include "kernels/epilogue.h"
 

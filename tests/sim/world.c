@@ -378,7 +378,8 @@ static bool run_between(struct world *world, const struct scheduler_scan *scan,
 }
 
 /* Before the panels: rows that have just come on board are made, and others looked for meanwhile.
- * True: some have come for whom the slice ends, as soon as it can. */
+ * In noisy worlds only: what a share of the making is worth nobody reckons.  True: some have come
+ * for whom the slice ends, as soon as it can. */
 static bool make_rows(struct world *world, struct scheduler_scan *scan, uint64_t *between_ns)
 {
     uint64_t ns = 1 + world_random(world, SCHEDULER_SLICE_NS);
@@ -387,11 +388,6 @@ static bool make_rows(struct world *world, struct scheduler_scan *scan, uint64_t
     world->now_ns += ns;
     scheduler_prepared(&world->scheduler, scan, ns);
     world->compute_ns += ns;
-    for (uint32_t i = 0; i < scan->member_count; i++) {
-        const struct world_job *job = LIST_ENTRY(scan->members[i].job, struct world_job, job);
-
-        world->session[job->session].worth_ns += ns * scan->members[i].rows / scan->rows;
-    }
     return is_ending;
 }
 
@@ -411,7 +407,8 @@ static bool run_slice(struct world *world)
     panels = scan->panels_now;
     if (world->noisy && world_random(world, 3) == 0)
         panels = 1 + (uint32_t)world_random(world, panels);
-    if (scan->changed && scan->index < SCHEDULER_LONG_SCANS && world_random(world, 4) == 0)
+    if (world->noisy && scan->changed && scan->index < SCHEDULER_LONG_SCANS &&
+        world_random(world, 4) == 0)
         is_ending = make_rows(world, scan, &between_ns);
     while (done < panels) {
         uint32_t chunk = panels - done;
@@ -446,7 +443,7 @@ static uint64_t next_act_ns(const struct world *world)
     for (uint32_t i = 0; i < world->sessions; i++)
         if (world->session[i].open && world->session[i].next_ns < next_ns)
             next_ns = world->session[i].next_ns;
-    return next_ns;
+    return next_ns < UINT64_MAX ? next_ns : 0; /* no session is open */
 }
 
 void world_step(struct world *world)

@@ -100,6 +100,13 @@ static inline bool gemm_are_runs(size_t m, const uint8_t *const *a)
     return gemm_is_run(GEMM_RUN_ROWS, a) && gemm_is_run(m - GEMM_RUN_ROWS, a + GEMM_RUN_ROWS);
 }
 
+/* Distance of copied rows of k bytes: whole cache lines, an odd number of them, so that rows spread
+ * over all sets of L1. */
+static inline size_t gemm_copy_stride(size_t k)
+{
+    return ((k + GEMM_ALIGN - 1) / GEMM_ALIGN | 1) * GEMM_ALIGN;
+}
+
 struct gemm_epilogue;
 
 /* Epilogue of a tile: for i < m, j < n (n <= nr):

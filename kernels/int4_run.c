@@ -42,17 +42,10 @@ struct block {
     void *const *c;
 };
 
-/* Distance of copied rows: whole cache lines, an odd number of them, so that rows spread over all
- * sets of L1. */
-static size_t copy_stride(const struct int4_weights *weights)
-{
-    return ((weights->k + (size_t)GEMM_ALIGN - 1) / GEMM_ALIGN | 1) * GEMM_ALIGN;
-}
-
 /* As many rows as fit, a multiple of mr where they hold a tile of it. */
 static size_t rows_per_block(const struct int4_weights *weights)
 {
-    size_t fitting = A_COPY_BYTES / copy_stride(weights), mr = weights->kernel->mr;
+    size_t fitting = A_COPY_BYTES / gemm_copy_stride(weights->k), mr = weights->kernel->mr;
 
     if (fitting > BLOCK_ROWS)
         fitting = BLOCK_ROWS;
@@ -178,7 +171,7 @@ static void run_copied(const struct run *run, struct block block)
 {
     alignas(GEMM_ALIGN) uint8_t copy[A_COPY_BYTES];
     const uint8_t *copied[BLOCK_ROWS];
-    size_t stride = copy_stride(run->weights);
+    size_t stride = gemm_copy_stride(run->weights->k);
 
     for (size_t i = 0; i < block.rows; i++) {
         memcpy(copy + i * stride, block.a[i], run->weights->k);
@@ -186,15 +179,6 @@ static void run_copied(const struct run *run, struct block block)
     }
     block.a = copied;
     run_many(run, block);
-}
-
-static bool constant_stride(size_t rows, const uint8_t *const *a)
-{
-    for (size_t i = 2; i < rows; i++) {
-        if (a[i] - a[i - 1] != a[1] - a[0])
-            return false;
-    }
-    return true;
 }
 
 static void run_block(const struct run *run, struct block *block)
@@ -206,7 +190,7 @@ static void run_block(const struct run *run, struct block *block)
     block->height = (block->rows + tiles - 1) / tiles;
     if (!many || block->rows < many->rows_min)
         run_few(run, block);
-    else if (many->in_place && !constant_stride(block->rows, block->a))
+    else if (many->in_place && !gemm_is_run(block->rows, block->a))
         run_copied(run, *block);
     else
         run_many(run, *block);

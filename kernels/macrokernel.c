@@ -30,9 +30,8 @@ enum {
     A_BLOCK_BYTES = 512 * 1024,
     /* Below this many tiles per block the panels' traffic would cost more than A's L2 misses. */
     BLOCK_TILES_MIN = 4,
-    /* Copied rows of a block, on the stack: as many as other blocks have, at the distance of
-     * copy_stride.  Where this does not hold a tile, the micro-kernel copies rows piecewise, for
-     * each panel. */
+    /* Copied rows of a block, on the stack: as many as other blocks have, gemm_copy_stride apart.
+     * Where this does not hold a tile, the micro-kernel copies rows piecewise, for each panel. */
     A_COPY_BYTES = A_BLOCK_BYTES / 8 * 9,
     /* A tile of rows up to this stays in L1 (48 KiB) while panels pass by. */
     A_TILE_BYTES = 32 * 1024,
@@ -71,17 +70,10 @@ static size_t rows_per_block(const struct gemm_weights *weights)
     return (tiles < BLOCK_TILES_MIN ? BLOCK_TILES_MIN : tiles) * mr;
 }
 
-/* Distance of copied rows: whole cache lines, an odd number of them, so that rows spread over all
- * sets of L1. */
-static size_t copy_stride(const struct gemm_weights *weights)
-{
-    return (round_up(weights->k, GEMM_ALIGN) / GEMM_ALIGN | 1) * GEMM_ALIGN;
-}
-
 /* Rows whose copies fit, a multiple of mr where they hold a tile of it. */
 static size_t rows_per_copy(const struct gemm_weights *weights)
 {
-    size_t fitting = A_COPY_BYTES / copy_stride(weights), mr = weights->kernel->mr;
+    size_t fitting = A_COPY_BYTES / gemm_copy_stride(weights->k), mr = weights->kernel->mr;
 
     return fitting < mr ? fitting : fitting / mr * mr;
 }
@@ -114,7 +106,7 @@ static bool want_copy(const struct run *run, size_t rows, const uint8_t *const *
     size_t k = run->weights->k;
 
     if (run->n_end - run->n_begin <= kernel->nr ||
-        A_COPY_BYTES / copy_stride(run->weights) < (rows < kernel->mr ? rows : kernel->mr))
+        A_COPY_BYTES / gemm_copy_stride(run->weights->k) < (rows < kernel->mr ? rows : kernel->mr))
         return false;
     if (a_flip)
         return true;
@@ -140,7 +132,7 @@ static __attribute__((noinline)) void run_and_copy(const struct run *run,
                                                    size_t i, const int8_t *panel, int32_t *acc)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
-    size_t k = run->weights->k, stride = copy_stride(run->weights);
+    size_t k = run->weights->k, stride = gemm_copy_stride(run->weights->k);
     uint8_t flip = block->a_flip;
     uint8_t *to = block->copy + slot(block, i) * stride;
 
@@ -194,7 +186,7 @@ static size_t run_fused(const struct run *run, const struct block *block, size_t
                              .k = run->weights->k,
                              .a = block->a + from,
                              .a_flip = block->a_flip,
-                             .copy_stride = copy_stride(run->weights),
+                             .copy_stride = gemm_copy_stride(run->weights->k),
                              .panels = run->weights->panels + column * run->k_padded,
                              .column = column,
                              .columns = end - column,
@@ -245,7 +237,7 @@ static void run_block_copied(const struct run *run, struct block *block)
     const uint8_t *copied[GEMM_ROWS_MAX];
 
     for (size_t i = 0; i < block->rows; i++)
-        copied[i] = copy + i * copy_stride(run->weights);
+        copied[i] = copy + i * gemm_copy_stride(run->weights->k);
     block->copy = copy;
     block->copied = copied;
     block->one_tile = run->n_end - run->n_begin <= columns_per_group(run->weights);
@@ -268,7 +260,7 @@ void gemm_run(const struct gemm_weights *weights, const struct gemm_epilogue *ep
     assert(n_end % nr == 0 || n_end == weights->n);
     assert((uintptr_t)weights->panels % GEMM_ALIGN == 0);
     copy = want_copy(&run, rows, a, a_flip);
-    if (copy && step > A_COPY_BYTES / copy_stride(weights))
+    if (copy && step > A_COPY_BYTES / gemm_copy_stride(weights->k))
         step = rows_per_copy(weights);
     for (size_t i = 0; i < rows; i += step) {
         struct block block = {.row = i,

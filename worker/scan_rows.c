@@ -45,14 +45,9 @@ void scan_rows_close(struct scan_rows rows[SCHEDULER_SCANS])
     rows[0].quantised = NULL;
 }
 
-static size_t stride_of(const struct layer_view *view)
-{
-    return ((view->k + (size_t)GEMM_ALIGN - 1) / GEMM_ALIGN | 1) * GEMM_ALIGN;
-}
-
 uint32_t scan_rows_limit(const struct layer_view *view)
 {
-    size_t rows = BLOCK_BYTES / stride_of(view);
+    size_t rows = BLOCK_BYTES / gemm_copy_stride(view->k);
 
     if (!view->quantize || rows > SCHEDULER_ROWS_MAX)
         return SCHEDULER_ROWS_MAX;
@@ -91,7 +86,7 @@ static void move(struct scan_rows *rows, uint32_t to, uint32_t from, uint32_t co
 static void assign_slots(struct scan_rows *rows, uint32_t first, uint32_t last)
 {
     uint64_t used[GEMM_ROWS_MAX / 64] = {0};
-    size_t stride = stride_of(&rows->layer->view);
+    size_t stride = gemm_copy_stride(rows->layer->view.k);
     uint32_t slot = 0;
 
     for (uint32_t row = 0; row < first; row++)
@@ -190,7 +185,7 @@ void scan_rows_prepare(void *argument, uint32_t chunk)
         }
         made = quantize_row(view->quantize, view->a_type, view->quantize_mode, view->k,
                             rows->sources[row],
-                            rows->quantised + rows->slots[row] * stride_of(view));
+                            rows->quantised + rows->slots[row] * gemm_copy_stride(view->k));
         rows->scales[row] = made.params.scale;
         rows->zero_points[row] = made.params.zero_point;
         rows->sums[row] = made.sum;

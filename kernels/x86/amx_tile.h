@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#include "kernels/x86/inline.h"
 
 enum {
     MR = 32,

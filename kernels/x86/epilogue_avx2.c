@@ -14,6 +14,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 #define VEC           __m256
 #define VEC_SET1(x)   _mm256_set1_ps(x)
 #define VEC_MAX(x, y) _mm256_max_ps((x), (y))
@@ -25,8 +27,6 @@
 #include "kernels/activation_vector.h"
 
 enum { LANES = 8 };
-
-#define INLINE static inline __attribute__((always_inline))
 
 gemm_epilogue_fn gemm_epilogue_avx2;
 

@@ -15,6 +15,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 #define VEC           __m512
 #define VEC_SET1(x)   _mm512_set1_ps(x)
 #define VEC_MAX(x, y) _mm512_max_ps((x), (y))
@@ -27,8 +29,6 @@
 #include "kernels/x86/u8_relu_avx512.h"
 
 enum { LANES = 16 };
-
-#define INLINE static inline __attribute__((always_inline))
 
 gemm_epilogue_fn gemm_epilogue_avx512;
 

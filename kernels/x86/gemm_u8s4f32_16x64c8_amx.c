@@ -29,13 +29,6 @@ enum {
     SUMS = 16,
 };
 
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
 int4_part_fn gemm_u8s4f32_16x64c8_amx;
 int4_begin_fn int4_amx_begin;
 int4_end_fn int4_amx_end;

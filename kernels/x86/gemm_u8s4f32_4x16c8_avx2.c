@@ -18,6 +18,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     MR = 4,
     NV = 2, /* ymm per row of the tile */
@@ -28,14 +30,6 @@ enum {
     S16_BLOCKS = 4,        /* blocks that s16 holds, see above */
     PREFETCH_BYTES = 4096, /* into L2, as the AVX-512 kernel */
 };
-
-#define INLINE static inline __attribute__((always_inline))
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 int4_ukernel_fn gemm_u8s4f32_4x16c8_avx2;
 

@@ -17,6 +17,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     MR = 4,
     NV = 4, /* zmm per row of the tile */
@@ -28,14 +30,6 @@ enum {
      * same distance (whose line fill buffers it exhausts), and 14.9 into L2 at 1 KiB. */
     PREFETCH_BYTES = 4096,
 };
-
-#define INLINE static inline __attribute__((always_inline))
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 int4_ukernel_fn gemm_u8s4f32_4x64c8_avx512vnni;
 

@@ -9,6 +9,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     MR = 6,
     NV = 2, /* ymm per row of the tile */
@@ -17,14 +19,6 @@ enum {
     LANES = 8,
     ROW = NR * KR, /* bytes: a block's low halves are a row of the panel, as its high ones */
 };
-
-#define INLINE static inline __attribute__((always_inline))
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 12")
-#endif
 
 int4_part_fn gemm_u8s4f32_6x16c8_avxvnni;
 int4_unpack_fn int4_unpack_avxvnni;

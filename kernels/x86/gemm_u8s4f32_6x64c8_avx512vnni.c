@@ -12,6 +12,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     MR = 6,
     NV = 4, /* zmm per row of the tile */
@@ -19,14 +21,6 @@ enum {
     KR = 4,
     LANES = 16,
 };
-
-#define INLINE static inline __attribute__((always_inline))
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 24")
-#endif
 
 int4_part_fn gemm_u8s4f32_6x64c8_avx512vnni;
 

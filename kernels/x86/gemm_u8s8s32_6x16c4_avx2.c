@@ -27,6 +27,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     MR = 6,
     NV = 2, /* ymm per row of the tile */
@@ -37,14 +39,6 @@ enum {
     ODD = COPY_K / 2,      /* where the odd elements of a widened row begin */
     PREFETCH_BYTES = 2048, /* how far ahead of the panel stream; a step is a line */
 };
-
-#define INLINE static inline __attribute__((always_inline))
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 24")
-#endif
 
 gemm_ukernel_fn gemm_u8s8s32_6x16c4_avx2;
 

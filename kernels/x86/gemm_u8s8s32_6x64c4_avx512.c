@@ -13,6 +13,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     MR = 6,
     NR = 64,
@@ -23,14 +25,6 @@ enum {
     ODD = COPY_K / 2,      /* where the odd elements of a widened row begin */
     PREFETCH_BYTES = 4096, /* single row: how far ahead of the panel stream */
 };
-
-#define INLINE static inline __attribute__((always_inline))
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 24")
-#endif
 
 gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512;
 

@@ -19,13 +19,13 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     LANES = 8,
     STEP = 4 * LANES,
     PREFETCH_BYTES = 2048, /* into L2, as quantize_avx512.c */
 };
-
-#define INLINE static inline __attribute__((always_inline))
 
 quantize_range_fn quantize_range_avx2;
 quantize_apply_fn quantize_apply_avx2;

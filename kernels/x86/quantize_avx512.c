@@ -19,6 +19,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     LANES = 16,
     STEP = 4 * LANES,
@@ -29,8 +31,6 @@ enum {
      * 0 keeps the destination, 8 is +0. */
     FIXUP_NAN_TO_ZERO = 0x88,
 };
-
-#define INLINE static inline __attribute__((always_inline))
 
 quantize_range_fn quantize_range_avx512;
 quantize_apply_fn quantize_apply_avx512;

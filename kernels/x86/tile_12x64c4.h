@@ -28,6 +28,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     MR = 12,     /* of a last panel of one or two zmm a row */
     MR_WIDE = 6, /* of others */
@@ -40,14 +42,6 @@ enum {
     COPY_BYTES = 1024,     /* k bytes of each row copied at a time: 12 KiB of stack, in L1 */
     PREFETCH_BYTES = 1024, /* four steps of a whole panel ahead, some 50 cycles */
 };
-
-#define INLINE static inline __attribute__((always_inline))
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 24")
-#endif
 
 /* Four bytes of a row; at_end: the last 1 to 3 of them, then zeros, where shift is 8 bits for each
  * byte missing. */

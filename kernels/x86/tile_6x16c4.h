@@ -22,6 +22,8 @@
 
 #include <immintrin.h>
 
+#include "kernels/x86/inline.h"
+
 enum {
     MR = 6,
     NV = 2, /* ymm per row of the tile */
@@ -31,14 +33,6 @@ enum {
     COPY_BYTES = 1024,     /* k bytes of each row copied at a time: 6 KiB of stack, in L1 */
     PREFETCH_BYTES = 2048, /* how far ahead of the panel stream; a step is a line */
 };
-
-#define INLINE static inline __attribute__((always_inline))
-/* Whole loops over a register array: an index that survives puts the array into memory. */
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 24")
-#endif
 
 /* One row of one k step: four bytes; at_end: the last 1 to 3 of them, then zeros, where shift is 8
  * bits for each byte missing. */

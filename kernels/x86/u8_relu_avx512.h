@@ -7,8 +7,7 @@
 #define GEMMD_KERNELS_X86_U8_RELU_AVX512_H
 
 #include "kernels/epilogue.h"
-
-#define U8_RELU_INLINE static inline __attribute__((always_inline))
+#include "kernels/x86/inline.h"
 
 /* What a vector's columns have. */
 struct columns {
@@ -16,14 +15,14 @@ struct columns {
     __m512 scale, bias;
 };
 
-U8_RELU_INLINE struct columns columns_at(const struct gemm_epilogue *epilogue, size_t column)
+INLINE struct columns columns_at(const struct gemm_epilogue *epilogue, size_t column)
 {
     return (struct columns){_mm512_load_si512(epilogue->offset + column),
                             _mm512_load_ps(epilogue->scale + column),
                             _mm512_load_ps(epilogue->bias + column)};
 }
 
-U8_RELU_INLINE int is_u8_relu(const struct gemm_epilogue *epilogue)
+INLINE int is_u8_relu(const struct gemm_epilogue *epilogue)
 {
     /* Not 0, and so no infinity * 0; a NaN fails the comparison, too. */
     return epilogue->c_type == GEMM_TYPE_U8 && epilogue->activation == GEMM_ACTIVATION_RELU &&
@@ -32,8 +31,8 @@ U8_RELU_INLINE int is_u8_relu(const struct gemm_epilogue *epilogue)
 }
 
 /* Without `clamp` the result has to stay below 2^31: vcvtps2dq gives 0x80000000 from there on. */
-U8_RELU_INLINE __m512i u8_relu(int clamp, const struct columns *columns, __m512 inverse,
-                               __m512i sum)
+INLINE __m512i u8_relu(int clamp, const struct columns *columns, __m512 inverse,
+                       __m512i sum)
 {
     __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, columns->offset));
 
@@ -42,7 +41,7 @@ U8_RELU_INLINE __m512i u8_relu(int clamp, const struct columns *columns, __m512 
 }
 
 /* 64 bytes of four vectors, one after the other. */
-U8_RELU_INLINE __m512i pack(const __m512i *q)
+INLINE __m512i pack(const __m512i *q)
 {
     /* The packs keep to 128-bit lanes: dword 4 * lane + v of their result belongs to vector v. */
     const __m512i order =
@@ -58,16 +57,16 @@ struct column_pair {
     __m512 inverse;
 };
 
-U8_RELU_INLINE struct column_pair column_pair_at(const struct gemm_epilogue *epilogue,
-                                                 size_t column)
+INLINE struct column_pair column_pair_at(const struct gemm_epilogue *epilogue,
+                                         size_t column)
 {
     return (struct column_pair){columns_at(epilogue, column), columns_at(epilogue, column + 16),
                                 _mm512_set1_ps(epilogue->inverse_c_scale)};
 }
 
 /* Both rows' 32 columns: sums from acc_0 and acc_1, bytes to c_0 and c_1. */
-U8_RELU_INLINE void two_rows(const struct column_pair *pair, const int32_t *acc_0,
-                             const int32_t *acc_1, uint8_t *c_0, uint8_t *c_1)
+INLINE void two_rows(const struct column_pair *pair, const int32_t *acc_0,
+                     const int32_t *acc_1, uint8_t *c_0, uint8_t *c_1)
 {
     const __m512i q[] = {
         u8_relu(1, &pair->low, pair->inverse, _mm512_load_si512(acc_0)),

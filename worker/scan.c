@@ -4,7 +4,12 @@
  * Boarding goes round the flows of the layer, one job or part of one at each visit, so that a
  * session with hundreds of jobs waiting takes no more seats than one with a single job.  A rider
  * whose session has credit may fill the scan up to rows_cap; one without, or of a lower class than
- * the leader, only up to rows_free, where the kernel computes its rows for next to nothing.
+ * the leader, takes free seats: up to rows_free, where the kernel computes its rows for next to
+ * nothing.
+ *
+ * All time is charged, and nobody pays for what another adds: rows are made at their session's
+ * expense, the panels are paid by those with credit as if they were alone, and free seats pay what
+ * is left.  That may be more than nothing, so they are for sessions whose debt is small.
  */
 #include <assert.h>
 #include <string.h>
@@ -249,13 +254,14 @@ static uint32_t seats(const struct scheduler_scan *scan, bool may_fill)
 }
 
 static void board(struct scheduler *scheduler, struct scheduler_scan *scan,
-                  struct scheduler_job *job, uint32_t rows)
+                  struct scheduler_job *job, uint32_t rows, bool is_free)
 {
     struct scheduler_member *last = scan->members + scan->member_count - 1;
 
     if (rows > job->rows - job->rows_boarded)
         rows = job->rows - job->rows_boarded;
-    if (scan->member_count && last->job == job && last->panels_left == scan->layer->panels)
+    if (scan->member_count && last->job == job && last->is_free == is_free &&
+        last->panels_left == scan->layer->panels)
         last->rows += rows;
     else
         scan->members[scan->member_count++] = (struct scheduler_member){
@@ -267,6 +273,7 @@ static void board(struct scheduler *scheduler, struct scheduler_scan *scan,
 #else
             .panels_left = scan->layer->panels,
 #endif
+            .is_free = is_free,
         };
     scan->rows += rows;
     scan->changed = true;
@@ -282,18 +289,19 @@ static bool visit(struct scheduler *scheduler, struct scheduler_scan *scan,
     struct scheduler_job *job =
         LIST_ENTRY(list_first(&flow->jobs), struct scheduler_job, in_flow);
     const struct scheduler_queue *queue = scheduler_queue_of(job);
-    uint32_t part = scan->layer->rows_cap / PARTS, rows;
+    bool may_fill = queue->account->credit_ns > 0 && queue->class <= scan->leader->class;
+    uint32_t part = scan->layer->rows_cap / PARTS, rows = seats(scan, may_fill);
 
     if (scheduler_has_expired(job, now_ns)) {
         scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
         return true;
     }
-    rows = seats(scan, queue->account->credit_ns > 0 && queue->class <= scan->leader->class);
-    if (rows == 0)
+    if (rows == 0 ||
+        (queue->account->credit_ns <= -SCHEDULER_AHEAD_NS && SCHEDULER_MUTANT != 12)) /* any debt */
         return false;
     if (part < scan->layer->tile_rows)
         part = scan->layer->tile_rows;
-    board(scheduler, scan, job, rows < part ? rows : part);
+    board(scheduler, scan, job, rows < part ? rows : part, !may_fill);
     return true;
 }
 
@@ -348,7 +356,7 @@ static void board_turn(struct scheduler *scheduler, struct scheduler_scan *scan,
         set_leader(scheduler, scan, queue);
     if (!is_short(scan) && !scheduler->config.alone && rows >= 2)
         rows /= 2; /* the riders' turn comes, too */
-    board(scheduler, scan, job, rows);
+    board(scheduler, scan, job, rows, false);
 }
 
 bool scan_prepare(struct scheduler *scheduler, struct scheduler_scan *scan,
@@ -379,13 +387,37 @@ bool scan_prepare(struct scheduler *scheduler, struct scheduler_scan *scan,
 
 /* ---- progress -------------------------------------------------------------------------------- */
 
+/* Of `ns` that `rows` share. */
+static void charge(struct scheduler *scheduler, const struct scheduler_member *member, uint64_t ns,
+                   uint32_t rows)
+{
+    scheduler_charge(scheduler, scheduler_queue_of(member->job),
+                     (ns * member->rows + rows - 1) / rows); /* nothing is for nothing */
+}
+
+/* For panels.  Free seats pay what they add to the rest; all of it where there is no rest. */
 static void charge_members(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns)
 {
+    const struct scheduler_layer *layer = scan->layer;
+    uint64_t alone_ns, all_ns, paid_ns = ns;
+    uint32_t free_rows = 0;
+
+    for (uint32_t i = 0; i < scan->member_count; i++)
+        free_rows += scan->members[i].is_free ? scan->members[i].rows : 0;
+    if (free_rows == scan->rows)
+        free_rows = 0;
+    if (free_rows) {
+        alone_ns = scheduler_estimate_ns(layer, scan->rows - free_rows, layer->panels);
+        all_ns = scheduler_estimate_ns(layer, scan->rows, layer->panels);
+        paid_ns = alone_ns < all_ns ? ns * alone_ns / all_ns : ns;
+    }
     for (uint32_t i = 0; i < scan->member_count; i++) {
         const struct scheduler_member *member = &scan->members[i];
 
-        scheduler_charge(scheduler, scheduler_queue_of(member->job),
-                         ns * member->rows / scan->rows);
+        if (free_rows && member->is_free)
+            charge(scheduler, member, ns - paid_ns, free_rows);
+        else
+            charge(scheduler, member, paid_ns, scan->rows - free_rows);
     }
 }
 
@@ -411,7 +443,14 @@ static uint32_t arrive(struct scheduler *scheduler, struct scheduler_scan *scan,
 
 void scheduler_prepared(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns)
 {
-    charge_members(scheduler, scan, ns);
+    uint32_t panels = scan->layer->panels, made = 0;
+
+    for (uint32_t i = 0; i < scan->member_count; i++)
+        if (scan->members[i].panels_left == panels)
+            made += scan->members[i].rows;
+    for (uint32_t i = 0; i < scan->member_count; i++)
+        if (scan->members[i].panels_left == panels)
+            charge(scheduler, &scan->members[i], ns, made);
 }
 
 void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uint32_t panels,

@@ -289,15 +289,17 @@ static bool visit(struct scheduler *scheduler, struct scheduler_scan *scan,
     struct scheduler_job *job =
         LIST_ENTRY(list_first(&flow->jobs), struct scheduler_job, in_flow);
     const struct scheduler_queue *queue = scheduler_queue_of(job);
-    bool may_fill = queue->account->credit_ns > 0 && queue->class <= scan->leader->class;
+    int64_t credit_ns = queue->account->credit_ns;
+    bool may_fill = credit_ns > 0 && queue->class <= scan->leader->class;
     uint32_t part = scan->layer->rows_cap / PARTS, rows = seats(scan, may_fill);
 
+    if (credit_ns <= -SCHEDULER_AHEAD_NS && SCHEDULER_MUTANT != 12) /* any debt */
+        return false;
     if (scheduler_has_expired(job, now_ns)) {
         scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
         return true;
     }
-    if (rows == 0 ||
-        (queue->account->credit_ns <= -SCHEDULER_AHEAD_NS && SCHEDULER_MUTANT != 12)) /* any debt */
+    if (rows == 0)
         return false;
     if (part < scan->layer->tile_rows)
         part = scan->layer->tile_rows;
@@ -441,10 +443,23 @@ static uint32_t arrive(struct scheduler *scheduler, struct scheduler_scan *scan,
     return arrived;
 }
 
+/* Jobs that come in the middle of a long scan's slice take some of its time, and paid for that. */
+static uint64_t less_taken(struct scheduler *scheduler, const struct scheduler_scan *scan,
+                           uint64_t ns)
+{
+    uint64_t taken_ns = scheduler->taken_ns;
+
+    if (is_short(scan))
+        return ns;
+    scheduler->taken_ns = 0;
+    return taken_ns < ns ? ns - taken_ns : 0;
+}
+
 void scheduler_prepared(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns)
 {
     uint32_t panels = scan->layer->panels, made = 0;
 
+    ns = less_taken(scheduler, scan, ns);
     for (uint32_t i = 0; i < scan->member_count; i++)
         if (scan->members[i].panels_left == panels)
             made += scan->members[i].rows;
@@ -457,14 +472,16 @@ void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uin
                    uint64_t ns)
 {
     struct scheduler_layer *layer = scan->layer;
-    uint64_t dear_ns = DEAR * scheduler_estimate_ns(layer, scan->rows, panels) + 1;
+    uint64_t dear_ns = DEAR * scheduler_estimate_ns(layer, scan->rows, panels) + 1, own_ns;
     uint32_t arrived;
 
     assert(panels && panels <= scan->panels_now);
+    own_ns = less_taken(scheduler, scan, ns);
     /* A thread that lost its CPU in the middle is nobody's debt: 3 ms for a job of 2 us would keep
      * its session waiting for that long. */
-    charge_members(scheduler, scan, layer->measured && ns > dear_ns ? dear_ns : ns);
-    learn(layer, scan->rows, panels, ns);
+    charge_members(scheduler, scan, layer->measured && own_ns > dear_ns ? dear_ns : own_ns);
+    /* What others took is but a guess. */
+    learn(layer, scan->rows, panels, own_ns > ns / 2 ? own_ns : ns - ns / 2);
     scan->position += panels;
     if (scan->position >= layer->panels)
         scan->position -= layer->panels;

@@ -41,6 +41,9 @@ enum scheduler_class {
 /* Credit of a round, weight 1. */
 #define SCHEDULER_QUANTUM_NS INT64_C(100000)
 #define SCHEDULER_BACKGROUND_SHARE 32
+/* What a job costs beside its compute: it is taken, queued and completed.  230 to 270 ns on the
+ * guest of README.md, a guess elsewhere. */
+#define SCHEDULER_JOB_NS UINT64_C(200)
 #define SCHEDULER_WEIGHT_MAX 64
 /* Rows share a scan as long as one panel of it takes no more than this on one thread. */
 #define SCHEDULER_PANEL_NS UINT64_C(20000)
@@ -173,6 +176,7 @@ struct scheduler {
     struct list gathering; /* layers whose window is open */
     struct list done;
     uint64_t round;
+    uint64_t taken_ns; /* paid by jobs that came since scheduler_next */
     uint32_t waiting; /* jobs */
     uint32_t linked;  /* queues */
     struct scheduler_scan scans[SCHEDULER_SCANS];

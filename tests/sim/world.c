@@ -197,6 +197,10 @@ static void accept(struct world *world, struct world_session *session, const str
     job->session = (uint32_t)(session - world->session);
     job->layer = sqe->layer;
     job->tag = sqe->tag;
+    session->worth_ns += SCHEDULER_JOB_NS;
+    world->compute_ns += SCHEDULER_JOB_NS;
+    world->now_ns += SCHEDULER_JOB_NS;
+    world->taken_ns += SCHEDULER_JOB_NS;
     scheduler_submit(&world->scheduler, &job->job);
 }
 

@@ -87,6 +87,7 @@ struct world {
     uint64_t slices, panels, panel_rows;
     uint64_t compute_ns; /* of all threads */
     uint64_t between_ns; /* of that, between two chunks of a slice */
+    uint64_t taken_ns;   /* of that, taking jobs in the slice under way */
 };
 
 uint64_t world_random(struct world *world, uint64_t below);

@@ -193,7 +193,7 @@ static bool run_between(struct world *world, const struct scheduler_scan *scan,
 bool world_run_slice(struct world *world)
 {
     struct scheduler_scan *scan = scheduler_next(&world->scheduler, world->now_ns);
-    uint64_t ns = 0, between_ns = 0;
+    uint64_t made_ns, ns = 0, between_ns = 0;
     uint32_t panels, done = 0;
     bool is_ending = false;
 
@@ -205,7 +205,9 @@ bool world_run_slice(struct world *world)
     panels = scan->panels_now;
     if (world->noisy && world_random(world, 3) == 0)
         panels = 1 + (uint32_t)world_random(world, panels);
-    if (make_rows(world, scan) && scan->index < SCHEDULER_LONG_SCANS)
+    made_ns = make_rows(world, scan);
+    world->taken_ns = 0;
+    if (made_ns && scan->index < SCHEDULER_LONG_SCANS)
         is_ending = run_between(world, scan, &between_ns);
     while (done < panels) {
         uint32_t chunk = panels - done;
@@ -220,7 +222,7 @@ bool world_run_slice(struct world *world)
     world->slices++;
     world->between_ns += between_ns;
     scan->changed = false;
-    scheduler_ran(&world->scheduler, scan, done, ns);
+    scheduler_ran(&world->scheduler, scan, done, ns + world->taken_ns);
     world_take_done(world);
     return true;
 }

@@ -369,9 +369,10 @@ static void set_credit(uint32_t session, int64_t ns)
     scene.sessions[session].accounts[0].credit_ns = ns;
 }
 
+/* For compute: each session here submits one job. */
 static uint64_t charged_ns(uint32_t session)
 {
-    return scene.sessions[session].charged_ns;
+    return scene.sessions[session].charged_ns - SCHEDULER_JOB_NS;
 }
 
 /* Who has credit pays as if it were alone, free seats what they add; and none for a large debt. */
@@ -437,6 +438,27 @@ static void test_making(void **state)
     scheduler_fini(&scene.scheduler);
 }
 
+/* Jobs pay for being taken; who is kept by that does not. */
+static void test_taking(void **state)
+{
+    struct scheduler_scan *scan;
+
+    (void)state;
+    open_scene(JOBS);
+    submit(0, 0, 1, SCHEDULER_NORMAL);
+    scan = next();
+    for (int i = 0; i < 3; i++)
+        submit(1, 1, 1, SCHEDULER_NORMAL);
+    assert_int_equal(scene.sessions[1].charged_ns, 3 * SCHEDULER_JOB_NS);
+    scheduler_ran(&scene.scheduler, scan, 1, 10000);
+    assert_int_equal(charged_ns(0), 10000 - 3 * SCHEDULER_JOB_NS);
+    ran(next(), 2); /* the short ones */
+    scan = next();
+    scheduler_ran(&scene.scheduler, scan, 1, 10000);
+    assert_int_equal(charged_ns(0), 20000 - 3 * SCHEDULER_JOB_NS);
+    scheduler_fini(&scene.scheduler);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -453,6 +475,7 @@ int main(void)
         cmocka_unit_test(test_learning),
         cmocka_unit_test(test_free_seats),
         cmocka_unit_test(test_making),
+        cmocka_unit_test(test_taking),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,7 +4,12 @@
  * Boarding goes round the flows of the layer, one job or part of one at each visit, so that a
  * session with hundreds of jobs waiting takes no more seats than one with a single job.  A rider
  * whose session has credit may fill the scan up to rows_cap; one without, or of a lower class than
- * the leader, only up to rows_free, where the kernel computes its rows for next to nothing.
+ * the leader, takes free seats: up to rows_free, where the kernel computes its rows for next to
+ * nothing.
+ *
+ * All time is charged, and nobody pays for what another adds: rows are made at their session's
+ * expense, the panels are paid by those with credit as if they were alone, and free seats pay what
+ * is left.  That may be more than nothing, so they are for sessions whose debt is small.
  */
 #include <assert.h>
 #include <string.h>
@@ -249,13 +254,14 @@ static uint32_t seats(const struct scheduler_scan *scan, bool may_fill)
 }
 
 static void board(struct scheduler *scheduler, struct scheduler_scan *scan,
-                  struct scheduler_job *job, uint32_t rows)
+                  struct scheduler_job *job, uint32_t rows, bool is_free)
 {
     struct scheduler_member *last = scan->members + scan->member_count - 1;
 
     if (rows > job->rows - job->rows_boarded)
         rows = job->rows - job->rows_boarded;
-    if (scan->member_count && last->job == job && last->panels_left == scan->layer->panels)
+    if (scan->member_count && last->job == job && last->is_free == is_free &&
+        last->panels_left == scan->layer->panels)
         last->rows += rows;
     else
         scan->members[scan->member_count++] = (struct scheduler_member){
@@ -267,6 +273,7 @@ static void board(struct scheduler *scheduler, struct scheduler_scan *scan,
 #else
             .panels_left = scan->layer->panels,
 #endif
+            .is_free = is_free,
         };
     scan->rows += rows;
     scan->changed = true;
@@ -282,18 +289,21 @@ static bool visit(struct scheduler *scheduler, struct scheduler_scan *scan,
     struct scheduler_job *job =
         LIST_ENTRY(list_first(&flow->jobs), struct scheduler_job, in_flow);
     const struct scheduler_queue *queue = scheduler_queue_of(job);
-    uint32_t part = scan->layer->rows_cap / PARTS, rows;
+    int64_t credit_ns = queue->account->credit_ns;
+    bool may_fill = credit_ns > 0 && queue->class <= scan->leader->class;
+    uint32_t part = scan->layer->rows_cap / PARTS, rows = seats(scan, may_fill);
 
+    if (credit_ns <= -SCHEDULER_AHEAD_NS && SCHEDULER_MUTANT != 12) /* any debt */
+        return false;
     if (scheduler_has_expired(job, now_ns)) {
         scheduler_finish(scheduler, job, GEMMD_STATUS_DEADLINE);
         return true;
     }
-    rows = seats(scan, queue->account->credit_ns > 0 && queue->class <= scan->leader->class);
     if (rows == 0)
         return false;
     if (part < scan->layer->tile_rows)
         part = scan->layer->tile_rows;
-    board(scheduler, scan, job, rows < part ? rows : part);
+    board(scheduler, scan, job, rows < part ? rows : part, !may_fill);
     return true;
 }
 
@@ -348,7 +358,7 @@ static void board_turn(struct scheduler *scheduler, struct scheduler_scan *scan,
         set_leader(scheduler, scan, queue);
     if (!is_short(scan) && !scheduler->config.alone && rows >= 2)
         rows /= 2; /* the riders' turn comes, too */
-    board(scheduler, scan, job, rows);
+    board(scheduler, scan, job, rows, false);
 }
 
 bool scan_prepare(struct scheduler *scheduler, struct scheduler_scan *scan,
@@ -379,13 +389,37 @@ bool scan_prepare(struct scheduler *scheduler, struct scheduler_scan *scan,
 
 /* ---- progress -------------------------------------------------------------------------------- */
 
+/* Of `ns` that `rows` share. */
+static void charge(struct scheduler *scheduler, const struct scheduler_member *member, uint64_t ns,
+                   uint32_t rows)
+{
+    scheduler_charge(scheduler, scheduler_queue_of(member->job),
+                     (ns * member->rows + rows - 1) / rows); /* nothing is for nothing */
+}
+
+/* For panels.  Free seats pay what they add to the rest; all of it where there is no rest. */
 static void charge_members(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns)
 {
+    const struct scheduler_layer *layer = scan->layer;
+    uint64_t alone_ns, all_ns, paid_ns = ns;
+    uint32_t free_rows = 0;
+
+    for (uint32_t i = 0; i < scan->member_count; i++)
+        free_rows += scan->members[i].is_free ? scan->members[i].rows : 0;
+    if (free_rows == scan->rows)
+        free_rows = 0;
+    if (free_rows) {
+        alone_ns = scheduler_estimate_ns(layer, scan->rows - free_rows, layer->panels);
+        all_ns = scheduler_estimate_ns(layer, scan->rows, layer->panels);
+        paid_ns = alone_ns < all_ns ? ns * alone_ns / all_ns : ns;
+    }
     for (uint32_t i = 0; i < scan->member_count; i++) {
         const struct scheduler_member *member = &scan->members[i];
 
-        scheduler_charge(scheduler, scheduler_queue_of(member->job),
-                         ns * member->rows / scan->rows);
+        if (free_rows && member->is_free)
+            charge(scheduler, member, ns - paid_ns, free_rows);
+        else
+            charge(scheduler, member, paid_ns, scan->rows - free_rows);
     }
 }
 
@@ -409,23 +443,45 @@ static uint32_t arrive(struct scheduler *scheduler, struct scheduler_scan *scan,
     return arrived;
 }
 
+/* Jobs that come in the middle of a long scan's slice take some of its time, and paid for that. */
+static uint64_t less_taken(struct scheduler *scheduler, const struct scheduler_scan *scan,
+                           uint64_t ns)
+{
+    uint64_t taken_ns = scheduler->taken_ns;
+
+    if (is_short(scan))
+        return ns;
+    scheduler->taken_ns = 0;
+    return taken_ns < ns ? ns - taken_ns : 0;
+}
+
 void scheduler_prepared(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns)
 {
-    charge_members(scheduler, scan, ns);
+    uint32_t panels = scan->layer->panels, made = 0;
+
+    ns = less_taken(scheduler, scan, ns);
+    for (uint32_t i = 0; i < scan->member_count; i++)
+        if (scan->members[i].panels_left == panels)
+            made += scan->members[i].rows;
+    for (uint32_t i = 0; i < scan->member_count; i++)
+        if (scan->members[i].panels_left == panels)
+            charge(scheduler, &scan->members[i], ns, made);
 }
 
 void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uint32_t panels,
                    uint64_t ns)
 {
     struct scheduler_layer *layer = scan->layer;
-    uint64_t dear_ns = DEAR * scheduler_estimate_ns(layer, scan->rows, panels) + 1;
+    uint64_t dear_ns = DEAR * scheduler_estimate_ns(layer, scan->rows, panels) + 1, own_ns;
     uint32_t arrived;
 
     assert(panels && panels <= scan->panels_now);
+    own_ns = less_taken(scheduler, scan, ns);
     /* A thread that lost its CPU in the middle is nobody's debt: 3 ms for a job of 2 us would keep
      * its session waiting for that long. */
-    charge_members(scheduler, scan, layer->measured && ns > dear_ns ? dear_ns : ns);
-    learn(layer, scan->rows, panels, ns);
+    charge_members(scheduler, scan, layer->measured && own_ns > dear_ns ? dear_ns : own_ns);
+    /* What others took is but a guess. */
+    learn(layer, scan->rows, panels, own_ns > ns / 2 ? own_ns : ns - ns / 2);
     scan->position += panels;
     if (scan->position >= layer->panels)
         scan->position -= layer->panels;

@@ -195,6 +195,9 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
     trail_learn(job->flow);
     job->rows_boarded = job->rows_done = 0;
     change_in_flight(session, 1);
+    if (SCHEDULER_MUTANT != 13) /* jobs are taken for nothing */
+        scheduler_charge(scheduler, scheduler_queue_of(job), SCHEDULER_JOB_NS);
+    scheduler->taken_ns += SCHEDULER_JOB_NS;
     job->held = job->gathered = false;
     if (!window_keep(scheduler, job))
         scheduler_enter(scheduler, job);
@@ -406,7 +409,8 @@ struct scheduler_scan *scheduler_next_short(struct scheduler *scheduler, uint64_
 
         if (!job)
             continue;
-        if (!runs_whole(job) && SCHEDULER_MUTANT != 7) /* long ones run in between, too */
+        if (!runs_whole(job) && /* 7: long ones run in between, too */
+            !(SCHEDULER_MUTANT == 7 && job->flow->layer->rows_short))
             break;
         move(scheduler, queue);
         scan = scan_start(scheduler, job->flow->layer, queue, true);
@@ -420,6 +424,7 @@ struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_
 {
     struct scheduler_scan *short_scan = &scheduler->scans[SCHEDULER_LONG_SCANS];
 
+    scheduler->taken_ns = 0;
     window_close_due(scheduler, now_ns);
     /* Cut short by whoever ran it: it holds the only place of its kind. */
     if (short_scan->layer && scan_prepare(scheduler, short_scan, short_scan->leader, now_ns))

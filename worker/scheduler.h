@@ -41,12 +41,16 @@ enum scheduler_class {
 /* Credit of a round, weight 1. */
 #define SCHEDULER_QUANTUM_NS INT64_C(100000)
 #define SCHEDULER_BACKGROUND_SHARE 32
+/* What a job costs beside its compute: it is taken, queued and completed.  230 to 270 ns on the
+ * guest of README.md, a guess elsewhere. */
+#define SCHEDULER_JOB_NS UINT64_C(200)
 #define SCHEDULER_WEIGHT_MAX 64
 /* Rows share a scan as long as one panel of it takes no more than this on one thread. */
 #define SCHEDULER_PANEL_NS UINT64_C(20000)
 #define SCHEDULER_ROWS_MAX 1024
-/* How far beyond its credit a session may go first to meet others (trail.c).  With 0 one of 20
- * rings in tests/sim/ring_test.c never joined, with twice the quantum all did. */
+/* How far beyond its credit a session may take free seats (scan.c), and go first to meet others
+ * (trail.c).  With 0 one of 20 rings in tests/sim/ring_test.c never joined, with twice the quantum
+ * all did. */
 #define SCHEDULER_AHEAD_NS (4 * SCHEDULER_QUANTUM_NS)
 /* Jobs a session may always have admitted, whatever its user's others do. */
 #define SCHEDULER_RESERVE 4
@@ -138,6 +142,7 @@ struct scheduler_member {
     struct scheduler_job *job;
     uint32_t first_row, rows, panels_left;
     uint32_t place; /* the caller's; goes where the member goes */
+    bool is_free;   /* a seat that costs next to nothing, taken without credit */
 };
 
 struct scheduler_scan {
@@ -171,6 +176,7 @@ struct scheduler {
     struct list gathering; /* layers whose window is open */
     struct list done;
     uint64_t round;
+    uint64_t taken_ns; /* paid by jobs that came since scheduler_next */
     uint32_t waiting; /* jobs */
     uint32_t linked;  /* queues */
     struct scheduler_scan scans[SCHEDULER_SCANS];
@@ -207,7 +213,8 @@ struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_
  * NULL.  It runs whole (scheduler_ran), and nothing of long scans is touched.  No round begins, so
  * what goes before the slice is at most the credit of all, and a scan of each. */
 struct scheduler_scan *scheduler_next_short(struct scheduler *scheduler, uint64_t now_ns);
-/* `ns` of compute went into rows on board before any panel was run: charged, not learned from. */
+/* `ns` of compute went into rows that have just come on board, before any panel was run: charged to
+ * them, not learned from. */
 void scheduler_prepared(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns);
 /* `panels` of scan->panels_now were run in `ns` of compute (all threads together). */
 void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uint32_t panels,

@@ -8,7 +8,7 @@
 int scheduler_init(struct scheduler *scheduler, const struct scheduler_config *config)
 {
     scheduler->config = *config;
-    scheduler->round = 0;
+    scheduler->round = scheduler->taken_ns = 0;
     scheduler->waiting = scheduler->linked = 0;
     list_init(&scheduler->done);
     list_init(&scheduler->gathering);

@@ -1,6 +1,6 @@
 /*
- * An honest client beside each hostile one: it gets its half of the compute, whatever the other
- * does; and a latency job does not wait for a flood of large ones.
+ * An honest client beside each hostile one: it gets its share of the compute, whatever the others
+ * do; and a latency job does not wait for a flood of large ones.
  *
  * Shares are of the compute that the worker charged, so that other load on the machine does not
  * count.  The worker has one CPU, the clients the others if there are any.
@@ -19,7 +19,7 @@
 #include "tests/e2e/layer_case.h"
 #include "tests/e2e/machine.h"
 
-/* Of its half, per mille. */
+/* Of its share, per mille. */
 #define SHARE_MIN 950
 
 /* Enough in flight that a client which loses its CPU for some ms is not without work. */
@@ -39,29 +39,49 @@ static uint64_t now_ns(void)
 
 /* ---- clients --------------------------------------------------------------------------------- */
 
+/* What a client has done again and again: its layer, and jobs of so many rows.  Of the same shape,
+ * the layer is the same. */
+struct work {
+    uint32_t n, k, rows;
+    enum gemmd_type a_type;
+    unsigned depth; /* jobs in flight */
+};
+
+static const struct work middling = {512, 512, 2048, GEMMD_TYPE_U8, DEPTH};
+static const struct work dearest = {2048, 4096, 512, GEMMD_TYPE_U8, DEPTH};
+static const struct work tiny = {128, 128, 1, GEMMD_TYPE_U8, 1};
+/* Making the rows costs more than what they are made for. */
+static const struct work few_floats = {64, 4096, 4, GEMMD_TYPE_F32, DEPTH};
+static const struct work many_floats = {64, 4096, 256, GEMMD_TYPE_F32, DEPTH};
+/* One pass over the weights has room for some of both. */
+static const struct work company = {1024, 4096, 1, GEMMD_TYPE_U8, 4};
+static const struct work passengers = {1024, 4096, 15, GEMMD_TYPE_U8, DEPTH};
+
 struct client {
+    const struct work *work;
     struct gemmd *session;
     struct layer_case layer;
     struct gemmd_layer *handle;
     uint8_t *a;
     float *c;
-    uint32_t rows;
     uint64_t count[GEMMD_STATUS_VIOLATION_MIN];
 };
 
-static void open_client(struct client *client, uint32_t n, uint32_t k, uint32_t rows, uint64_t seed,
-                        int64_t spin_ns)
+static void open_client(struct client *client, const struct work *work, int64_t spin_ns)
 {
+    const struct layer_kind kind = {.a_type = work->a_type};
+
     memset(client, 0, sizeof(*client));
-    client->rows = rows;
+    client->work = work;
     client->session = session_with(worker.socket, DEPTH, UINT64_C(64) << 20, spin_ns);
     REQUIRE(client->session);
-    layer_case_plain(&client->layer, n, k, seed);
+    layer_case_init_kind(&client->layer, work->n, work->k, &kind, true, 1);
     REQUIRE(gemmd_layer_create(client->session, &client->layer.desc, &client->handle) >= 0);
-    client->a = gemmd_buffer_alloc(client->session, (size_t)rows * k);
+    client->a = gemmd_buffer_alloc(client->session,
+                                   work->rows * layer_case_a_row_bytes(&client->layer));
     REQUIRE(client->a);
     /* Nobody looks at the results. */
-    client->c = gemmd_buffer_alloc(client->session, (size_t)rows * n * sizeof(float));
+    client->c = gemmd_buffer_alloc(client->session, (size_t)work->rows * work->n * sizeof(float));
     REQUIRE(client->c);
 }
 
@@ -70,7 +90,7 @@ static bool submit(struct client *client, uint64_t i, enum gemmd_priority priori
 {
     struct gemmd_job job;
 
-    gemmd_job_init(&job, client->handle, client->rows, client->a, client->c);
+    gemmd_job_init(&job, client->handle, client->work->rows, client->a, client->c);
     job.user_data = i;
     job.priority = priority;
     job.deadline_ns = deadline_ns;
@@ -87,17 +107,18 @@ static void reap(struct client *client, int timeout_ms)
         client->count[done[i].status]++;
 }
 
-/* Always DEPTH jobs in flight. */
+/* Always as many jobs in flight. */
 static int run_honest(void *argument)
 {
+    const struct work *work = argument;
     uint64_t end_ns, i = 0;
     struct client client;
 
-    (void)argument;
-    open_client(&client, 512, 512, 2048, 1, 0);
+    open_client(&client, work, 0);
     end_ns = now_ns() + RUN_MS * UINT64_C(1000000);
     while (now_ns() < end_ns) {
-        while (submit(&client, i, GEMMD_PRIORITY_NORMAL, 0))
+        while (gemmd_in_flight(client.session) < work->depth &&
+               submit(&client, i, GEMMD_PRIORITY_NORMAL, 0))
             i++;
         reap(&client, 10000);
     }
@@ -171,7 +192,7 @@ static int run_hostile(void *argument)
     uint64_t end_ns, i = 0;
     struct client client;
 
-    open_client(&client, 2048, 4096, 512, 2, 0); /* does not spin on the CPU it shares */
+    open_client(&client, &dearest, 0); /* does not spin on the CPU it shares */
     end_ns = now_ns() + RUN_MS * UINT64_C(1000000);
     while (now_ns() < end_ns)
         act(&client, kind, &i);
@@ -182,18 +203,15 @@ static int run_hostile(void *argument)
 
 /* ---- shares ---------------------------------------------------------------------------------- */
 
-/* Compute charged to the sessions of the two processes. */
-static void read_shares(struct gemmd *observer, pid_t honest, pid_t hostile, uint64_t out[2])
+/* Compute charged to that process's sessions; the others'. */
+static void read_shares(struct gemmd *observer, pid_t own, uint64_t out[2])
 {
     struct gemmd_session_info info;
 
     out[0] = out[1] = 0;
     for (uint32_t i = 0; gemmd_get_session_info(observer, i, &info) == 0; i++) {
         REQUIRE(info.weight == (info.uid == FAVOURED_UID ? 3 : 1));
-        if (info.pid == (uint32_t)honest)
-            out[0] = info.exec_ns;
-        if (info.pid == (uint32_t)hostile)
-            out[1] = info.exec_ns;
+        out[info.pid != (uint32_t)own] += info.exec_ns;
     }
 }
 
@@ -204,29 +222,41 @@ static int run_favoured(void *argument)
     return run_honest(argument);
 }
 
-/* The honest client's part of the compute of both, in thousandths. */
-static double measure_share(enum hostile kind, int (*run)(void *))
+/* A client, and what it does. */
+struct part {
+    int (*run)(void *);
+    const void *argument;
+};
+
+enum { PARTS_MAX = 3 };
+
+/* The first one's part of the compute of all, in thousandths. */
+static double measure_share(const struct part parts[PARTS_MAX])
 {
     struct gemmd *observer = session_to(worker.socket);
-    pid_t hostile = harness_fork(run_hostile, (void *)(uintptr_t)kind);
-    pid_t honest = harness_fork(run, NULL);
+    pid_t pids[PARTS_MAX] = {0};
     uint64_t before[2], after[2];
     double got, all;
 
     assert_non_null(observer);
-    do { /* until both are at work; some hostile ones never get any */
+    for (int i = PARTS_MAX - 1; i >= 0; i--)
+        if (parts[i].run)
+            pids[i] = harness_fork(parts[i].run, (void *)(uintptr_t)parts[i].argument);
+    do { /* until all are at work; some hostile ones never get any */
         usleep(50000);
-        read_shares(observer, honest, hostile, before);
+        read_shares(observer, pids[0], before);
     } while (before[0] == 0);
     usleep(50000);
-    read_shares(observer, honest, hostile, before);
+    read_shares(observer, pids[0], before);
     usleep(RUN_MS / 2 * 1000);
-    read_shares(observer, honest, hostile, after);
+    read_shares(observer, pids[0], after);
     got = (double)(after[0] - before[0]);
     all = got + (double)(after[1] - before[1]);
     assert_true(got > 0);
-    assert_int_equal(harness_join(honest, RUN_MS), -1); /* both wait, and are well */
-    assert_int_equal(harness_join(hostile, RUN_MS), -1);
+    usleep(RUN_MS / 2 * 1000);
+    for (int i = 0; i < PARTS_MAX; i++)
+        if (pids[i])
+            assert_int_equal(harness_join(pids[i], 200), -1); /* all wait, and are well */
     assert_true(harness_is_alive(&worker));
     gemmd_close(&observer);
     return 1000 * got / all;
@@ -235,19 +265,27 @@ static double measure_share(enum hostile kind, int (*run)(void *))
 /* The share is owed to a client that always has jobs waiting.  On a machine busy with other things
  * the honest one is at times not run for milliseconds, and what it did not ask for goes to the
  * other: the best of three counts. */
-static void check_share(enum hostile kind)
+static void check_parts(const char *name, double due, const struct part parts[PARTS_MAX])
 {
-    static const char *const names[] = {"greedy", "hoarder", "canceller", "late", "unloaded"};
     double share = 0;
 
     if (machine_is_sanitized())
         harness_skip("a sanitized worker's time is spent on other things than jobs");
-    for (int attempt = 0; attempt < 3 && share * 2 < SHARE_MIN; attempt++) {
-        share = measure_share(kind, run_honest);
-        print_message("%s: the honest client got %.1f %% of the compute, due are 50 %%\n",
-                      names[kind], share / 10);
+    for (int attempt = 0; attempt < 3 && share < due * SHARE_MIN; attempt++) {
+        share = measure_share(parts);
+        print_message("%s: the honest client got %.1f %% of the compute, due are %.1f %%\n", name,
+                      share / 10, due * 100);
     }
-    assert_true(share * 2 >= SHARE_MIN);
+    assert_true(share >= due * SHARE_MIN);
+}
+
+static void check_share(enum hostile kind)
+{
+    static const char *const names[] = {"greedy", "hoarder", "canceller", "late", "unloaded"};
+    const struct part parts[PARTS_MAX] = {{run_honest, &middling},
+                                          {run_hostile, (const void *)(uintptr_t)kind}};
+
+    check_parts(names[kind], 1.0 / 2, parts);
 }
 
 static void test_greedy(void **state)
@@ -283,18 +321,33 @@ static void test_unloaded(void **state)
 /* Three shares of four. */
 static void test_weight(void **state)
 {
-    double share = 0;
+    static const struct part parts[PARTS_MAX] = {{run_favoured, &middling},
+                                                 {run_hostile, (const void *)GREEDY}};
 
     (void)state;
     machine_skip_unless_root();
-    if (machine_is_sanitized())
-        harness_skip("a sanitized worker's time is spent on other things than jobs");
-    for (int attempt = 0; attempt < 3 && share * 4 < SHARE_MIN * 3; attempt++) {
-        share = measure_share(GREEDY, run_favoured);
-        print_message("a client of weight 3 got %.1f %% of the compute, due are 75 %%\n",
-                      share / 10);
-    }
-    assert_true(share * 4 >= SHARE_MIN * 3);
+    check_parts("weight 3", 3.0 / 4, parts);
+}
+
+/* On one layer, whose rows cost more to make than to compute. */
+static void test_float_rows(void **state)
+{
+    static const struct part parts[PARTS_MAX] = {{run_honest, &few_floats},
+                                                 {run_honest, &many_floats}};
+
+    (void)state;
+    check_parts("floats", 1.0 / 2, parts);
+}
+
+/* The others share a layer and its scans, which are not to be theirs for next to nothing. */
+static void test_free_seats(void **state)
+{
+    static const struct part parts[PARTS_MAX] = {{run_honest, &middling},
+                                                 {run_honest, &company},
+                                                 {run_honest, &passengers}};
+
+    (void)state;
+    check_parts("free seats", 1.0 / 3, parts);
 }
 
 /* ---- latency --------------------------------------------------------------------------------- */
@@ -313,7 +366,7 @@ static void measure(struct client *client, uint64_t *samples)
 {
     struct gemmd_job job;
 
-    gemmd_job_init(&job, client->handle, 1, client->a, client->c);
+    gemmd_job_init(&job, client->handle, client->work->rows, client->a, client->c);
     job.priority = GEMMD_PRIORITY_LATENCY;
     for (int i = 0; i < SAMPLES; i++) {
         uint64_t start_ns = now_ns();
@@ -329,8 +382,8 @@ static bool is_flooding(struct gemmd *session, pid_t pid)
 {
     uint64_t shares[2];
 
-    read_shares(session, 0, pid, shares);
-    return shares[1] > 20000000;
+    read_shares(session, pid, shares);
+    return shares[0] > 20000000;
 }
 
 /* Out of the latency client's way on the CPU that both share: the worker is measured, not the
@@ -353,7 +406,7 @@ static void test_latency_beside_flood(void **state)
         harness_skip("times of a sanitized worker mean nothing");
     if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
         harness_skip("one CPU: the client's own time slices would be measured");
-    open_client(&client, 128, 128, 1, 3, -1);
+    open_client(&client, &tiny, -1);
     measure(&client, alone);
     hostile = harness_fork(run_flood, NULL);
     while (!is_flooding(client.session, hostile))
@@ -408,6 +461,7 @@ int main(void)
         cmocka_unit_test(test_greedy),   cmocka_unit_test(test_hoarder),
         cmocka_unit_test(test_canceller), cmocka_unit_test(test_late),
         cmocka_unit_test(test_unloaded), cmocka_unit_test(test_weight),
+        cmocka_unit_test(test_float_rows), cmocka_unit_test(test_free_seats),
         cmocka_unit_test(test_latency_beside_flood),
     };
 

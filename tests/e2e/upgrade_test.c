@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -54,13 +55,22 @@ static void test_upgrade(void **state)
     harness_stop(&worker);
 }
 
+/* Shared with the clients: all upgrades are over.  However slow these are, each client that works
+ * until then sees more than one worker. */
+static bool *is_over;
+
+static bool is_told(void)
+{
+    return __atomic_load_n(is_over, __ATOMIC_RELAXED);
+}
+
 /* Works and reconnects until told to stop: every result is right, every connection is accepted. */
 static int client(void *argument)
 {
     const char *socket = ((const struct harness_worker *)argument)->socket;
-    uint64_t sessions = 0, jobs = 0, deadline_ns = machine_now_ns() + UINT64_C(4000000000);
+    uint64_t sessions = 0, jobs = 0;
 
-    while (machine_now_ns() < deadline_ns) {
+    while (sessions < 2 || !is_told()) {
         struct gemmd *session = session_with(socket, 64, 1 << 20, -1);
         struct gemmd_layer *handle;
         int error;
@@ -68,7 +78,7 @@ static int client(void *argument)
         if (!session)
             return 1;
         error = gemmd_layer_open(session, "m/0", &handle);
-        for (; error == 0 && machine_now_ns() < deadline_ns; jobs++)
+        for (; error == 0 && (sessions == 0 || !is_told()); jobs++)
             error = layer_case_check(session, handle, &layers[0], 1, jobs);
         if (error && error != -ECONNRESET && error != -ECONNABORTED && error != -ESHUTDOWN) {
             fprintf(stderr, "client: %s: %s\n", strerror(-error), gemmd_error_text(session));
@@ -78,23 +88,22 @@ static int client(void *argument)
         gemmd_close(&session);
     }
     printf("%llu jobs in %llu sessions\n", (unsigned long long)jobs, (unsigned long long)sessions);
-    return sessions >= 2 && jobs > sessions ? 0 : 3;
+    return jobs > sessions ? 0 : 3;
 }
 
 /* Creates and forgets layers all the time. */
 static int creator(void *argument)
 {
     const char *socket = ((const struct harness_worker *)argument)->socket;
-    uint64_t deadline_ns = machine_now_ns() + UINT64_C(4000000000);
     uint64_t count = 0;
 
-    while (machine_now_ns() < deadline_ns) {
+    while (!is_told()) {
         struct gemmd *session = session_with(socket, 8, 1 << 20, -1);
         int error = 0;
 
         if (!session)
             return 1;
-        for (; error >= 0 && machine_now_ns() < deadline_ns; count++) {
+        for (; error >= 0 && !is_told(); count++) {
             struct layer_case layer;
             struct gemmd_layer *handle = NULL;
 
@@ -107,7 +116,7 @@ static int creator(void *argument)
         }
         gemmd_close(&session);
     }
-    return count > (machine_is_sanitized() ? 5 : 50) ? 0 : 2;
+    return count > 5 ? 0 : 2;
 }
 
 static void test_upgrade_under_load(void **state)
@@ -116,6 +125,9 @@ static void test_upgrade_under_load(void **state)
     pid_t children[3];
 
     (void)state;
+    is_over = mmap(NULL, sizeof(*is_over), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+                   0);
+    REQUIRE(is_over != MAP_FAILED);
     machine_adopt_orphans();
     harness_start(&worker, pool_arguments, NULL);
     create_layers(&worker, 2);
@@ -126,6 +138,7 @@ static void test_upgrade_under_load(void **state)
         usleep(500000);
         upgrade(&worker);
     }
+    __atomic_store_n(is_over, true, __ATOMIC_RELAXED);
     for (int i = 0; i < 3; i++)
         assert_int_equal(harness_join(children[i], 30000), 0);
     check_layers(&worker, 2, 0);

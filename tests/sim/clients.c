@@ -34,6 +34,20 @@ static struct world_sqe any_job(struct world *world)
                               .class = SCHEDULER_NORMAL};
 }
 
+static void act_steady(struct world *world, struct world_session *session)
+{
+    session->unreaped = 0;
+    session->next_ns = world->now_ns;
+    while (in_flight(session) < session->depth) {
+        struct world_sqe sqe = any_job(world);
+
+        if (session->home < WORLD_LAYERS)
+            sqe.layer = session->home;
+        sqe.rows = 1 + (uint32_t)world_random(world, session->rows_max);
+        push(session, sqe);
+    }
+}
+
 static void act_mixed(struct world *world, struct world_session *session)
 {
     uint64_t jobs = world_random(world, 6);
@@ -54,12 +68,16 @@ static void act_mixed(struct world *world, struct world_session *session)
     session->next_ns = world->now_ns + world_random(world, 200000);
 }
 
-/* The layer whose panels cost most, with as many rows as may be. */
-static struct world_sqe dearest(struct world *world)
+/* The layer whose panels cost most, with as many rows as may be; or what is said to be worse. */
+static struct world_sqe dearest(struct world *world, const struct world_session *session)
 {
-    struct world_sqe sqe = {.rows = WORLD_ROWS, .class = SCHEDULER_LATENCY};
+    struct world_sqe sqe = {.rows = session->rows_max, .class = SCHEDULER_LATENCY};
     uint64_t most = 0;
 
+    if (session->home < WORLD_LAYERS) {
+        sqe.layer = session->home;
+        return sqe;
+    }
     for (uint32_t i = 0; i < world->layers; i++) {
         const struct world_layer *layer = &world->layer[i];
         uint64_t ns = (layer->tile_ns * WORLD_ROWS / layer->scheduled.tile_rows +
@@ -75,7 +93,7 @@ static struct world_sqe dearest(struct world *world)
 static void act_canceller(struct world *world, struct world_session *session)
 {
     for (int i = 0; i < 3; i++) {
-        struct world_sqe sqe = dearest(world);
+        struct world_sqe sqe = dearest(world, session);
 
         sqe.class = (enum scheduler_class)world_random(world, SCHEDULER_CLASS_COUNT);
         push(session, sqe);
@@ -129,10 +147,7 @@ void client_act(struct world *world, struct world_session *session)
     session->next_ns = world->now_ns + world_random(world, 2000);
     switch (session->kind) {
     case CLIENT_STEADY: /* never without work */
-        session->unreaped = 0;
-        session->next_ns = world->now_ns;
-        for (uint32_t i = 0; i < WORLD_ENTRIES && in_flight(session) < WORLD_ENTRIES; i++)
-            push(session, any_job(world));
+        act_steady(world, session);
         break;
     case CLIENT_SINGLE:
         late.class = SCHEDULER_LATENCY;
@@ -144,7 +159,7 @@ void client_act(struct world *world, struct world_session *session)
         break;
     case CLIENT_GREEDY:
     case CLIENT_HOARDER:
-        fill(world, session, dearest(world), WORLD_ENTRIES);
+        fill(world, session, dearest(world, session), WORLD_ENTRIES);
         break;
     case CLIENT_CANCELLER:
         act_canceller(world, session);

@@ -55,6 +55,7 @@ struct world_session {
     bool open;
     enum client_kind kind;
     uint32_t user, weight, quota;
+    uint32_t depth, rows_max, home; /* jobs in flight; of a job; its layer (WORLD_LAYERS: any) */
     struct scheduler_session scheduled;
     struct scheduler_flow flows[WORLD_LAYERS];
     struct world_job jobs[WORLD_ENTRIES];
@@ -70,6 +71,7 @@ struct world_session {
 struct world_layer {
     struct scheduler_layer scheduled;
     uint64_t tile_ns, stream_ns; /* of a panel: computing one tile; fetching it from memory */
+    uint64_t row_ns;             /* making a row when it boards; 0: it is there as it is */
 };
 
 struct world {
@@ -85,6 +87,7 @@ struct world {
     uint64_t slices, panels, panel_rows;
     uint64_t compute_ns; /* of all threads */
     uint64_t between_ns; /* of that, between two chunks of a slice */
+    uint64_t taken_ns;   /* of that, taking jobs in the slice under way */
 };
 
 uint64_t world_random(struct world *world, uint64_t below);
@@ -106,6 +109,15 @@ void world_drain(struct world *world);
 void world_close(struct world *world);
 /* Completes, as far as it has ended. */
 void world_take_done(struct world *world);
+/* What the dispatcher does with a ring. */
+void world_take_submissions(struct world *world, struct world_session *session);
+/* The compute of a round of the scheduler: no more than this. */
+uint64_t world_round_bound_ns(const struct world *world);
+/* What the job's layer makes of its row there. */
+uint64_t world_value(const struct world_job *job, uint32_t row, uint32_t panel);
+
+/* world_slice.c.  False: there was nothing to run. */
+bool world_run_slice(struct world *world);
 
 /* clients.c: what a client does when its time has come. */
 void client_act(struct world *world, struct world_session *session);

@@ -20,10 +20,14 @@ void world_open(struct world *world, uint64_t seed)
         layer->tile_ns = UINT64_C(1) << world_random(world, 12);
         layer->stream_ns = UINT64_C(1) << world_random(world, 14);
         scheduler_init_layer(&layer->scheduled, 1 + (uint32_t)world_random(world, WORLD_PANELS),
-                             1 + (uint32_t)world_random(world, 8), 1 + world_random(world, 5000));
-        if (world_random(world, 3) == 0) { /* its rows are made */
+                             1 + (uint32_t)world_random(world, 16), 1 + world_random(world, 5000));
+        if (world_random(world, 2)) { /* its rows are made */
             uint32_t rows = layer->scheduled.tile_rows + (uint32_t)world_random(world, 64);
 
+            /* Narrow ones cost less than their rows. */
+            layer->row_ns = 1 + world_random(world, layer->tile_ns * layer->scheduled.panels);
+            if (layer->row_ns > 4096)
+                layer->row_ns = 4096;
             scheduler_limit_rows(&layer->scheduled, rows, (uint32_t)world_random(world, rows));
         }
     }
@@ -40,6 +44,9 @@ void world_add_session(struct world *world, uint32_t index, enum client_kind kin
     session->user = user;
     session->weight = weight;
     session->quota = quota;
+    session->home = WORLD_LAYERS;
+    session->depth = WORLD_ENTRIES;
+    session->rows_max = kind == CLIENT_STEADY ? 4 : WORLD_ROWS;
     session->next_ns = world->now_ns;
     scheduler_add_session(&world->scheduler, &session->scheduled, user, weight, quota);
     for (uint32_t i = 0; i < world->layers; i++)

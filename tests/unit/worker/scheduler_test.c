@@ -364,6 +364,101 @@ static void test_learning(void **state)
     scheduler_fini(&scene.scheduler);
 }
 
+static void set_credit(uint32_t session, int64_t ns)
+{
+    scene.sessions[session].accounts[0].credit_ns = ns;
+}
+
+/* For compute: each session here submits one job. */
+static uint64_t charged_ns(uint32_t session)
+{
+    return scene.sessions[session].charged_ns - SCHEDULER_JOB_NS;
+}
+
+/* Who has credit pays as if it were alone, free seats what they add; and none for a large debt. */
+static void test_free_seats(void **state)
+{
+    struct scheduler_job *payer, *late;
+    struct scheduler_scan *scan;
+    uint64_t before_ns;
+
+    (void)state;
+    open_scene(JOBS);
+    set_credit(1, 0);
+    set_credit(3, -SCHEDULER_AHEAD_NS);
+    payer = submit(0, 0, 1, SCHEDULER_NORMAL);
+    submit(1, 0, 3, SCHEDULER_NORMAL);
+    submit(3, 0, 1, SCHEDULER_NORMAL);
+    scan = next();
+    assert_int_equal(scan->rows, 4);
+    ran(scan, 1);
+    assert_in_range(charged_ns(0), 15000, 15010);
+    assert_int_equal(charged_ns(1), 0);
+
+    /* 7 rows are two tiles, the 4 that are paid for one: the 3 free seats are the other. */
+    scene.layers[0].rows_cap = 8;
+    late = submit(2, 0, 3, SCHEDULER_NORMAL);
+    scan = next();
+    assert_int_equal(scan->rows, 7);
+    before_ns = charged_ns(0);
+    ran(scan, 1);
+    assert_in_range(charged_ns(0) - before_ns + charged_ns(2), 15000, 15010);
+    assert_in_range(charged_ns(1), 15000, 15010);
+    assert_int_equal(charged_ns(3), 0);
+
+    /* With nobody beside them, all of it. */
+    scheduler_withdraw(&scene.scheduler, payer, GEMMD_STATUS_CANCELLED);
+    scheduler_withdraw(&scene.scheduler, late, GEMMD_STATUS_CANCELLED);
+    assert_int_equal(scan->rows, 3);
+    ran(scan, 1);
+    assert_in_range(charged_ns(1), 30000, 30020);
+    scheduler_fini(&scene.scheduler);
+}
+
+/* Rows are made at the expense of their session. */
+static void test_making(void **state)
+{
+    struct scheduler_scan *scan;
+
+    (void)state;
+    open_scene(JOBS);
+    submit(0, 0, 1, SCHEDULER_NORMAL);
+    scan = next();
+    scheduler_prepared(&scene.scheduler, scan, 1000);
+    assert_int_equal(charged_ns(0), 1000);
+    ran(scan, 1);
+    submit(1, 0, 2, SCHEDULER_NORMAL);
+    submit(2, 0, 1, SCHEDULER_NORMAL);
+    scan = next();
+    assert_int_equal(scan->rows, 4);
+    scheduler_prepared(&scene.scheduler, scan, 3000);
+    assert_in_range(charged_ns(0), 1000 + 15000, 1000 + 15010);
+    assert_int_equal(charged_ns(1), 2000);
+    assert_int_equal(charged_ns(2), 1000);
+    scheduler_fini(&scene.scheduler);
+}
+
+/* Jobs pay for being taken; who is kept by that does not. */
+static void test_taking(void **state)
+{
+    struct scheduler_scan *scan;
+
+    (void)state;
+    open_scene(JOBS);
+    submit(0, 0, 1, SCHEDULER_NORMAL);
+    scan = next();
+    for (int i = 0; i < 3; i++)
+        submit(1, 1, 1, SCHEDULER_NORMAL);
+    assert_int_equal(scene.sessions[1].charged_ns, 3 * SCHEDULER_JOB_NS);
+    scheduler_ran(&scene.scheduler, scan, 1, 10000);
+    assert_int_equal(charged_ns(0), 10000 - 3 * SCHEDULER_JOB_NS);
+    ran(next(), 2); /* the short ones */
+    scan = next();
+    scheduler_ran(&scene.scheduler, scan, 1, 10000);
+    assert_int_equal(charged_ns(0), 20000 - 3 * SCHEDULER_JOB_NS);
+    scheduler_fini(&scene.scheduler);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -378,6 +473,9 @@ int main(void)
         cmocka_unit_test(test_window),
         cmocka_unit_test(test_flood),
         cmocka_unit_test(test_learning),
+        cmocka_unit_test(test_free_seats),
+        cmocka_unit_test(test_making),
+        cmocka_unit_test(test_taking),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

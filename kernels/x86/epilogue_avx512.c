@@ -183,22 +183,6 @@ INLINE void tile(enum gemm_type c_type, enum gemm_activation activation, int ext
  */
 enum { PACKED = 4, PACKED_BYTES = PACKED * LANES };
 
-/* Whether some sum could reach 2^31 in the end: never with the scales of a quantised network. Each
- * rounded step is monotonic, so what bounds the factors bounds the result; neither an infinity nor
- * a NaN is less than anything. */
-INLINE int needs_clamp(const struct columns *columns, size_t count, __m512 inverse)
-{
-    __mmask16 large = 0;
-
-    for (size_t v = 0; v < count; v++) {
-        __m512 f = _mm512_mul_ps(_mm512_abs_ps(columns[v].scale), _mm512_set1_ps(0x1p31f));
-
-        f = _mm512_mul_ps(_mm512_add_ps(f, _mm512_abs_ps(columns[v].bias)), inverse);
-        large |= _mm512_cmp_ps_mask(f, _mm512_set1_ps(0x1p30f), _CMP_NLT_UQ);
-    }
-    return large != 0;
-}
-
 INLINE void rows_u8_relu(int clamp, size_t m, size_t nr, const int32_t *acc, __m512 inverse,
                          const struct columns *columns, size_t column, void *const *c)
 {
@@ -221,7 +205,7 @@ static void tile_u8_relu(size_t m, size_t nr, const int32_t *acc,
     for (size_t v = 0; v < PACKED; v++)
         columns[v] = columns_at(epilogue, column + v * LANES);
     /* With few rows the question takes as long as what it spares. */
-    if (m < 4 || needs_clamp(columns, PACKED, inverse))
+    if (m < 4 || needs_clamp(PACKED, columns, inverse))
         rows_u8_relu(1, m, nr, acc, inverse, columns, column, c);
     else
         rows_u8_relu(0, m, nr, acc, inverse, columns, column, c);

@@ -88,12 +88,6 @@ static size_t tile_rows(const struct gemm_kernel *kernel, size_t rows)
     return kernel->begin ? (rows + tiles - 1) / tiles : kernel->mr;
 }
 
-/* Whether a panel may meet all rows of a block in one call. */
-static bool has_fused_panel(const struct gemm_weights *weights)
-{
-    return weights->kernel->fused_panel && weights->k <= weights->kernel->fused_panel_k;
-}
-
 /* Columns that a tile of rows meets before the next tile does: one panel, or as many as the kernel
  * wants in L2 while its rows lie in L1. */
 static size_t columns_per_group(const struct gemm_weights *weights)
@@ -101,8 +95,6 @@ static size_t columns_per_group(const struct gemm_weights *weights)
     const struct gemm_kernel *kernel = weights->kernel;
     size_t panels = kernel->b_group_bytes / (kernel->nr * weights->k);
 
-    if (has_fused_panel(weights))
-        return kernel->nr;
     return panels && kernel->mr * weights->k <= A_TILE_BYTES ? panels * kernel->nr : kernel->nr;
 }
 
@@ -215,37 +207,44 @@ static size_t run_fused(const struct run *run, const struct block *block, size_t
     return kernel->fused(&span, run->epilogue);
 }
 
-/* All rows of a block against the panel whose columns are [column, end), where the kernel has a
- * function for them. */
-static bool run_fused_panel(const struct run *run, const struct block *block, size_t column,
-                            size_t end)
+/* All rows of a block against one panel after the other, up to one that the kernel has no function
+ * for; the first column left. */
+static size_t run_fused_panels(const struct run *run, const struct block *block)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
-    const struct gemm_span span = {.m = block->rows,
-                                   .k = run->weights->k,
-                                   .a = block->a,
-                                   .a_flip = block->a_flip,
-                                   .panels = run->weights->panels + column * run->k_padded,
-                                   .column = column,
-                                   .columns = end - column,
-                                   .c = block->c};
+    struct gemm_span span = {.m = block->rows,
+                             .k = run->weights->k,
+                             .a = block->a,
+                             .a_flip = block->a_flip,
+                             .c = block->c};
+    size_t column = run->n_begin;
 
-    return has_fused_panel(run->weights) && block->rows >= kernel->mr && !block->copy &&
-           kernel->fused_panel(&span, run->epilogue) != 0;
+    for (; column < run->n_end; column += span.columns) {
+        span.panels = run->weights->panels + column * run->k_padded;
+        span.column = column;
+        span.columns = run->n_end - column < kernel->nr ? run->n_end - column : kernel->nr;
+        if (!kernel->fused_panel(&span, run->epilogue))
+            break;
+    }
+    return column;
 }
 
 static void run_block(const struct run *run, const struct block *block)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
     size_t height = tile_rows(kernel, block->rows), group = columns_per_group(run->weights);
+    size_t begin = run->n_begin;
 
+    if (kernel->fused_panel && run->weights->k <= kernel->fused_panel_k && !block->copy &&
+        block->rows >= kernel->mr)
+        begin = run_fused_panels(run, block);
+    if (begin == run->n_end)
+        return;
     if (kernel->begin)
         kernel->begin(height);
-    for (size_t begin = run->n_begin; begin < run->n_end; begin += group) {
+    for (; begin < run->n_end; begin += group) {
         size_t end = run->n_end - begin < group ? run->n_end : begin + group;
 
-        if (run_fused_panel(run, block, begin, end))
-            continue;
         for (size_t i = 0; i < block->rows; i += height) {
             for (size_t column = begin, done; column < end; column += done) {
                 done = run_fused(run, block, height, i, column, end);

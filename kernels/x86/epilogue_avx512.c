@@ -213,15 +213,6 @@ static void tile_u8_relu(size_t m, size_t nr, const int32_t *acc,
 
 /* ---- up to 16 columns: one, two or four rows in a vector, `width` columns each --------------- */
 
-INLINE __m512i repeat(size_t width, __m512i columns)
-{
-    if (width == 4)
-        return _mm512_broadcast_i32x4(_mm512_castsi512_si128(columns));
-    if (width == 8)
-        return _mm512_broadcast_i64x4(_mm512_castsi512_si256(columns));
-    return columns;
-}
-
 /* Rows from i on, the last one again where there are no more. */
 INLINE __m512i load_rows(size_t width, size_t m, size_t nr, const int32_t *acc, size_t i)
 {
@@ -272,9 +263,10 @@ INLINE void narrow(size_t width, size_t m, size_t n, size_t nr, const int32_t *a
     struct columns columns = columns_at(epilogue, column);
     uint8_t bytes[PACKED_BYTES + LANES];
 
-    columns.offset = repeat(width, columns.offset);
-    columns.scale = _mm512_castsi512_ps(repeat(width, _mm512_castps_si512(columns.scale)));
-    columns.bias = _mm512_castsi512_ps(repeat(width, _mm512_castps_si512(columns.bias)));
+    columns.offset =
+        _mm512_castps_si512(repeat(width, _mm512_castsi512_ps(columns.offset)));
+    columns.scale = repeat(width, columns.scale);
+    columns.bias = repeat(width, columns.bias);
     for (size_t i = 0; i < m; i += rows) {
         size_t count = m - i < rows ? m - i : rows;
         __m512i q[PACKED];

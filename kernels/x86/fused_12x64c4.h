@@ -41,16 +41,6 @@ INLINE size_t vectors(size_t width)
     return width < LANES ? 1 : width / LANES;
 }
 
-/* Of 16 columns the first `width`, again and again. */
-INLINE __m512 repeat_columns(size_t width, __m512 columns)
-{
-    if (width == 4)
-        return _mm512_broadcast_f32x4(_mm512_castps512_ps128(columns));
-    if (width == 8)
-        return _mm512_broadcast_f32x8(_mm512_castps512_ps256(columns));
-    return columns;
-}
-
 /* The sums of as many rows as share a vector. */
 INLINE __m512i share(size_t width, const __m512i *sum)
 {
@@ -291,8 +281,8 @@ INLINE size_t fused(const struct gemm_span *span, const struct gemm_epilogue *ep
         if (needs_clamp(1, &columns, finish.inverse))
             return 0;
         finish.offset[v] = columns.offset;
-        finish.scale[v] = repeat_columns(width, columns.scale);
-        finish.bias[v] = repeat_columns(width, columns.bias);
+        finish.scale[v] = repeat(width, columns.scale);
+        finish.bias[v] = repeat(width, columns.bias);
     }
     (width == 4 ? narrow_4 : width == 8 ? narrow_8 : of_nv[nv - 1])(span, &finish);
     return span->columns;

@@ -22,6 +22,16 @@ INLINE struct columns columns_at(const struct gemm_epilogue *epilogue, size_t co
                             _mm512_load_ps(epilogue->bias + column)};
 }
 
+/* Of 16 columns the first `width`, again and again. */
+INLINE __m512 repeat(size_t width, __m512 columns)
+{
+    if (width == 4)
+        return _mm512_broadcast_f32x4(_mm512_castps512_ps128(columns));
+    if (width == 8)
+        return _mm512_broadcast_f32x8(_mm512_castps512_ps256(columns));
+    return columns;
+}
+
 INLINE int is_u8_relu(const struct gemm_epilogue *epilogue)
 {
     /* Not 0, and so no infinity * 0; a NaN fails the comparison, too. */

@@ -231,22 +231,18 @@ INLINE void narrow(size_t width, const struct gemm_span *span, const struct fini
 /* More columns. */
 INLINE void wide(size_t width, const struct gemm_span *span, const struct finish *finish)
 {
-    size_t i = 0;
-
-    for (; i + MR_WIDE <= span->m; i += MR_WIDE) {
-        fetch(MR_WIDE, span, i);
-        fused_tile(MR_WIDE, width, span, i, finish);
+    for (size_t i = 0, count; i < span->m; i += count) {
+        count = rows_of_tile(span->m - i);
+        fetch(count, span, i);
+        if (count == MR_WIDE)
+            fused_tile(MR_WIDE, width, span, i, finish);
+        else if (count == 5)
+            fused_tile(5, width, span, i, finish);
+        else if (count == 4)
+            fused_tile(4, width, span, i, finish);
+        else
+            fused_tile(3, width, span, i, finish); /* of MR rows or more none are left alone */
     }
-    if (span->m - i == 5)
-        fused_tile(5, width, span, i, finish);
-    else if (span->m - i == 4)
-        fused_tile(4, width, span, i, finish);
-    else if (span->m - i == 3)
-        fused_tile(3, width, span, i, finish);
-    else if (span->m - i == 2)
-        fused_tile(2, width, span, i, finish);
-    else if (span->m - i == 1)
-        fused_tile(1, width, span, i, finish);
 }
 
 /* A function for each width, so that it is a constant in it. */

@@ -278,6 +278,13 @@ static void run_copied(tile_fn *tile_of_m, size_t m, size_t n, size_t k, const u
     }
 }
 
+/* Of the rows that are left.  The last two tiles are of about one height, because one or two rows
+ * take a panel from L2 as long as three or four do. */
+INLINE size_t rows_of_tile(size_t left)
+{
+    return left >= 2 * MR_WIDE ? MR_WIDE : left > MR_WIDE ? (left + 1) / 2 : left;
+}
+
 /* Any m: the amx kernel leaves more rows than MR to this one. */
 INLINE void ukernel(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                     const int8_t *panel, int32_t *acc)
@@ -287,7 +294,7 @@ INLINE void ukernel(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8
     for (size_t i = 0, count; i < m; i += count) {
         tile_fn *tile_of_m;
 
-        count = m - i >= MR && nv <= 2 ? MR : m - i < MR_WIDE ? m - i : MR_WIDE;
+        count = m - i >= MR && nv <= 2 ? MR : rows_of_tile(m - i);
         tile_of_m = count < MR ? tiles[nv - 1][count - 1] : nv == 1 ? tile_12_1 : tile_12_2;
         if (!a_flip && k >= KR)
             tile_of_m(k, a + i, panel, acc + i * NR, 0);

@@ -175,13 +175,13 @@ INLINE void fetch(size_t m, const struct gemm_span *span, size_t i)
     }
 }
 
-INLINE void fused_tile(size_t m, size_t width, const struct gemm_span *span, size_t i,
+INLINE void fused_tile(size_t m, size_t width, int ahead, const struct gemm_span *span, size_t i,
                        const struct finish *finish)
 {
     __m512i sum[SUMS];
 
     begin_sums(m, vectors(width), finish, sum);
-    multiply(m, vectors(width), span->k, span->a + i, span->panels, sum);
+    multiply(m, vectors(width), ahead, span->k, span->a + i, span->panels, sum);
     finish_tile(m, width, 0, finish, sum, span->c + i);
 }
 
@@ -202,7 +202,7 @@ INLINE void narrow_rows(size_t width, int strided, int adjoin, const struct gemm
         if (strided)
             multiply_strided(nv, span->k, span->a[i], stride, span->panels, sum);
         else
-            multiply(MR, nv, span->k, span->a + i, span->panels, sum);
+            multiply(MR, nv, 0, span->k, span->a + i, span->panels, sum);
         finish_tile(MR, width, adjoin, finish, sum, span->c + i);
     }
 }
@@ -228,20 +228,21 @@ INLINE void narrow(size_t width, const struct gemm_span *span, const struct fini
         narrow_rows(width, 0, 0, span, finish);
 }
 
-/* More columns. */
+/* More columns.  Of MR rows or more the first tile has MR_WIDE, and the last at least three. */
 INLINE void wide(size_t width, const struct gemm_span *span, const struct finish *finish)
 {
-    for (size_t i = 0, count; i < span->m; i += count) {
+    fused_tile(MR_WIDE, width, 1, span, 0, finish);
+    for (size_t i = MR_WIDE, count; i < span->m; i += count) {
         count = rows_of_tile(span->m - i);
         fetch(count, span, i);
         if (count == MR_WIDE)
-            fused_tile(MR_WIDE, width, span, i, finish);
+            fused_tile(MR_WIDE, width, 0, span, i, finish);
         else if (count == 5)
-            fused_tile(5, width, span, i, finish);
+            fused_tile(5, width, 0, span, i, finish);
         else if (count == 4)
-            fused_tile(4, width, span, i, finish);
+            fused_tile(4, width, 0, span, i, finish);
         else
-            fused_tile(3, width, span, i, finish); /* of MR rows or more none are left alone */
+            fused_tile(3, width, 0, span, i, finish);
     }
 }
 

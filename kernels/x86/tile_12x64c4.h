@@ -145,6 +145,8 @@ INLINE size_t steps_unrolled(size_t m, size_t nv)
         return 2;
     if (m == MR) /* enough chains, and a k of 36 leaves no step over */
         return 1;
+    if (m == MR_WIDE && nv == NV) /* few instructions beside dot4: 2 % */
+        return 2;
     return fitting < UNROLL_MAX ? fitting : UNROLL_MAX;
 }
 
@@ -164,9 +166,10 @@ INLINE void zero_sums(size_t m, size_t nv, __m512i *sum)
         sum[i] = _mm512_setzero_si512();
 }
 
-/* sum, m * nv of them, += A * panel over k bytes, at least KR, for a constant m and nv. */
-INLINE void multiply(size_t m, size_t nv, size_t k, const uint8_t *const *a, const int8_t *panel,
-                     __m512i *sum)
+/* sum, m * nv of them, += A * panel over k bytes, at least KR, for a constant m, nv and `ahead`,
+ * which fetches the panel: for rows that are the first to meet it. */
+INLINE void multiply(size_t m, size_t nv, int ahead, size_t k, const uint8_t *const *a,
+                     const int8_t *panel, __m512i *sum)
 {
     const size_t steps = k / KR;
     const size_t unroll = steps_unrolled(m, nv), step_bytes = nv * 64;
@@ -178,7 +181,7 @@ INLINE void multiply(size_t m, size_t nv, size_t k, const uint8_t *const *a, con
     for (size_t i = m * nv; i < sets * m * nv; i++)
         sum[i] = _mm512_setzero_si512();
     for (; t + unroll <= steps; t += unroll) {
-        if (m > 1 && nv > 2)
+        if (ahead)
             prefetch(panel + PREFETCH_BYTES, unroll * step_bytes);
         step(m, nv, a, t * KR, panel, sum);
         if (unroll > 1)
@@ -212,7 +215,7 @@ INLINE void tile(size_t m, size_t nv, size_t k, const uint8_t *const *a, const i
         for (size_t i = 0; i < m * nv; i++)
             sum[i] = _mm512_load_si512(acc + i / nv * NR + i % nv * LANES);
     }
-    multiply(m, nv, k, a, panel, sum);
+    multiply(m, nv, m > 1, k, a, panel, sum);
     UNROLL
     for (size_t i = 0; i < m * nv; i++)
         _mm512_store_si512(acc + i / nv * NR + i % nv * LANES, sum[i]);

@@ -249,8 +249,8 @@ static void check_fused_panel(const struct gemm_kernel *kernel)
 
     for (size_t n = 0; n < sizeof(n_values) / sizeof(n_values[0]); n++) {
         for (size_t k = 0; k < sizeof(k_values) / sizeof(k_values[0]); k++) {
-            for (uint32_t bits = 0; bits < 8; bits++) {
-                uint32_t rows = kernel->mr + random_below(3u * kernel->mr);
+            for (uint32_t bits = 0; bits < 4 && k_values[k] <= kernel->fused_panel_k; bits++) {
+                uint32_t rows = kernel->mr + random_below(24);
                 struct job job = job_random(rows, n_values[n], k_values[k]);
 
                 if (random_below(4)) {
@@ -262,7 +262,7 @@ static void check_fused_panel(const struct gemm_kernel *kernel)
                 job.zero_based = true;
                 job.gathered = bits & 1;
                 job.adjoin = bits & 2;
-                job.large = (bits & 4) && random_below(2);
+                job.large = random_below(8) == 0;
                 check_job(kernel, &job);
             }
         }

@@ -21,7 +21,7 @@ gemm_epilogue_fn gemm_epilogue_ref;
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_gather_fn gemm_amx_gather;
 gemm_begin_fn gemm_amx_begin, gemm_amx_end;
-gemm_fused_fn gemm_amx_fused;
+gemm_fused_fn gemm_amx_fused, gemm_amx_fused_panel, gemm_avx512vnni_fused, gemm_avx512_fused;
 gemm_ukernel_fn gemm_u8s8s32_12x64c4_avx512vnni;
 gemm_ukernel_fn gemm_u8s8s32_6x64c4_avx512;
 gemm_ukernel_fn gemm_u8s7s32_12x64c4_avx512;
@@ -49,11 +49,13 @@ static const struct gemm_kernel kernels[] = {
 #if GEMM_X86
     ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, 16, gemm_epilogue_avx512, .gather = gemm_amx_gather,
         .fused = gemm_amx_fused, .b_group_bytes = AMX_GROUP_BYTES, .begin = gemm_amx_begin,
-        .end = gemm_amx_end),
-    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 12, 64, 4, 16, gemm_epilogue_avx512),
+        .end = gemm_amx_end, .fused_panel = gemm_amx_fused_panel, .fused_panel_k = 64),
+    ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 12, 64, 4, 16, gemm_epilogue_avx512,
+        .fused_panel = gemm_avx512vnni_fused, .fused_panel_k = GEMM_K_MAX),
     ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, 16, gemm_epilogue_avx2),
     ROW(9, CPU_LEVEL_AVX512, avx512, 6, 64, 4, 16, gemm_epilogue_avx512),
-    NARROW_ROW(10, CPU_LEVEL_AVX512, avx512, 12, 64, 4, 16, gemm_epilogue_avx512),
+    NARROW_ROW(10, CPU_LEVEL_AVX512, avx512, 12, 64, 4, 16, gemm_epilogue_avx512,
+               .fused_panel = gemm_avx512_fused, .fused_panel_k = GEMM_K_MAX),
     ROW(7, CPU_LEVEL_AVX2, avx2, 6, 16, 4, 16, gemm_epilogue_avx2),
     NARROW_ROW(8, CPU_LEVEL_AVX2, avx2, 6, 16, 4, 16, gemm_epilogue_avx2),
 #endif

@@ -117,7 +117,7 @@ typedef void gemm_epilogue_fn(size_t m, size_t n, size_t nr, const int32_t *acc,
                               const struct gemm_epilogue *epilogue, size_t row, size_t column,
                               void *const *c);
 
-/* A tile and several panels. */
+/* A tile and several panels, or any rows and one panel. */
 struct gemm_span {
     size_t m, k;
     const uint8_t *const *a; /* m rows */
@@ -148,7 +148,9 @@ struct gemm_kernel {
     gemm_gather_fn *gather; /* given where ukernel reads in place only what gemm_are_runs allows */
     gemm_begin_fn *begin, *end; /* both or neither */
     gemm_epilogue_fn *epilogue;
-    gemm_fused_fn *fused; /* or NULL */
+    gemm_fused_fn *fused;       /* a tile and several panels, or NULL */
+    gemm_fused_fn *fused_panel; /* any rows and one panel, or NULL */
+    uint32_t fused_panel_k;     /* the longest k for which it is the faster one */
 };
 
 /* The best kernel whose level is in `levels` (a mask of 1u << level).  Never NULL: the reference is

@@ -15,7 +15,8 @@
  * Groups of several panels are for tiles of 32 rows: from L1 such a tile leaves one operand to L2,
  * whose lines follow each other, where one panel after the other leaves two.
  *
- * Cost beside the micro-kernels: one store and one load of each s32 accumulator, in L1.
+ * Cost beside the micro-kernels: one store and one load of each s32 accumulator, in L1, and a call
+ * for each tile; where a kernel fuses, less or none.
  */
 #include "kernels/epilogue.h"
 
@@ -206,14 +207,42 @@ static size_t run_fused(const struct run *run, const struct block *block, size_t
     return kernel->fused(&span, run->epilogue);
 }
 
+/* All rows of a block against one panel after the other, up to one that the kernel has no function
+ * for; the first column left. */
+static size_t run_fused_panels(const struct run *run, const struct block *block)
+{
+    const struct gemm_kernel *kernel = run->weights->kernel;
+    struct gemm_span span = {.m = block->rows,
+                             .k = run->weights->k,
+                             .a = block->a,
+                             .a_flip = block->a_flip,
+                             .c = block->c};
+    size_t column = run->n_begin;
+
+    for (; column < run->n_end; column += span.columns) {
+        span.panels = run->weights->panels + column * run->k_padded;
+        span.column = column;
+        span.columns = run->n_end - column < kernel->nr ? run->n_end - column : kernel->nr;
+        if (!kernel->fused_panel(&span, run->epilogue))
+            break;
+    }
+    return column;
+}
+
 static void run_block(const struct run *run, const struct block *block)
 {
     const struct gemm_kernel *kernel = run->weights->kernel;
     size_t height = tile_rows(kernel, block->rows), group = columns_per_group(run->weights);
+    size_t begin = run->n_begin;
 
+    if (kernel->fused_panel && run->weights->k <= kernel->fused_panel_k && !block->copy &&
+        block->rows >= kernel->mr)
+        begin = run_fused_panels(run, block);
+    if (begin == run->n_end)
+        return;
     if (kernel->begin)
         kernel->begin(height);
-    for (size_t begin = run->n_begin; begin < run->n_end; begin += group) {
+    for (; begin < run->n_end; begin += group) {
         size_t end = run->n_end - begin < group ? run->n_end : begin + group;
 
         for (size_t i = 0; i < block->rows; i += height) {

@@ -183,22 +183,6 @@ INLINE void tile(enum gemm_type c_type, enum gemm_activation activation, int ext
  */
 enum { PACKED = 4, PACKED_BYTES = PACKED * LANES };
 
-/* Whether some sum could reach 2^31 in the end: never with the scales of a quantised network. Each
- * rounded step is monotonic, so what bounds the factors bounds the result; neither an infinity nor
- * a NaN is less than anything. */
-INLINE int needs_clamp(const struct columns *columns, size_t count, __m512 inverse)
-{
-    __mmask16 large = 0;
-
-    for (size_t v = 0; v < count; v++) {
-        __m512 f = _mm512_mul_ps(_mm512_abs_ps(columns[v].scale), _mm512_set1_ps(0x1p31f));
-
-        f = _mm512_mul_ps(_mm512_add_ps(f, _mm512_abs_ps(columns[v].bias)), inverse);
-        large |= _mm512_cmp_ps_mask(f, _mm512_set1_ps(0x1p30f), _CMP_NLT_UQ);
-    }
-    return large != 0;
-}
-
 INLINE void rows_u8_relu(int clamp, size_t m, size_t nr, const int32_t *acc, __m512 inverse,
                          const struct columns *columns, size_t column, void *const *c)
 {
@@ -221,22 +205,13 @@ static void tile_u8_relu(size_t m, size_t nr, const int32_t *acc,
     for (size_t v = 0; v < PACKED; v++)
         columns[v] = columns_at(epilogue, column + v * LANES);
     /* With few rows the question takes as long as what it spares. */
-    if (m < 4 || needs_clamp(columns, PACKED, inverse))
+    if (m < 4 || needs_clamp(PACKED, columns, inverse))
         rows_u8_relu(1, m, nr, acc, inverse, columns, column, c);
     else
         rows_u8_relu(0, m, nr, acc, inverse, columns, column, c);
 }
 
 /* ---- up to 16 columns: one, two or four rows in a vector, `width` columns each --------------- */
-
-INLINE __m512i repeat(size_t width, __m512i columns)
-{
-    if (width == 4)
-        return _mm512_broadcast_i32x4(_mm512_castsi512_si128(columns));
-    if (width == 8)
-        return _mm512_broadcast_i64x4(_mm512_castsi512_si256(columns));
-    return columns;
-}
 
 /* Rows from i on, the last one again where there are no more. */
 INLINE __m512i load_rows(size_t width, size_t m, size_t nr, const int32_t *acc, size_t i)
@@ -288,9 +263,10 @@ INLINE void narrow(size_t width, size_t m, size_t n, size_t nr, const int32_t *a
     struct columns columns = columns_at(epilogue, column);
     uint8_t bytes[PACKED_BYTES + LANES];
 
-    columns.offset = repeat(width, columns.offset);
-    columns.scale = _mm512_castsi512_ps(repeat(width, _mm512_castps_si512(columns.scale)));
-    columns.bias = _mm512_castsi512_ps(repeat(width, _mm512_castps_si512(columns.bias)));
+    columns.offset =
+        _mm512_castps_si512(repeat(width, _mm512_castsi512_ps(columns.offset)));
+    columns.scale = repeat(width, columns.scale);
+    columns.bias = repeat(width, columns.bias);
     for (size_t i = 0; i < m; i += rows) {
         size_t count = m - i < rows ? m - i : rows;
         __m512i q[PACKED];

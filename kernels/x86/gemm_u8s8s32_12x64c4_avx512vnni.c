@@ -20,13 +20,19 @@ static inline __attribute__((always_inline)) __m512i dot4(__m512i sum, __m512i a
     return _mm512_dpbusd_epi32(sum, a, b);
 }
 
-#include "kernels/x86/tile_12x64c4.h"
+#include "kernels/x86/fused_12x64c4.h"
 
 gemm_ukernel_fn gemm_u8s8s32_12x64c4_avx512vnni;
+gemm_fused_fn gemm_avx512vnni_fused;
 
 /* Any m: the amx kernel leaves more rows than MR to this one. */
 void gemm_u8s8s32_12x64c4_avx512vnni(size_t m, size_t n, size_t k, const uint8_t *const *a,
                                      uint8_t a_flip, const int8_t *panel, int32_t *acc)
 {
     ukernel(m, n, k, a, a_flip, panel, acc);
+}
+
+size_t gemm_avx512vnni_fused(const struct gemm_span *span, const struct gemm_epilogue *epilogue)
+{
+    return fused(span, epilogue);
 }

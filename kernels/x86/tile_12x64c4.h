@@ -136,37 +136,52 @@ INLINE void prefetch(const int8_t *panel, size_t bytes)
         _mm_prefetch(panel + line * 64, _MM_HINT_T0);
 }
 
-/* k steps that accumulate apart: as many as there are registers for. */
+/* k steps of a round, which accumulate apart: as many as there are registers for. */
 INLINE size_t steps_unrolled(size_t m, size_t nv)
 {
     size_t fitting = SUMS / (m * nv);
 
     if (m == 1 && nv == NV)
         return 2;
+    if (m == MR) /* enough chains, and a k of 36 leaves no step over */
+        return 1;
+    if (m == MR_WIDE && nv == NV) /* few instructions beside dot4: 2 % */
+        return 2;
     return fitting < UNROLL_MAX ? fitting : UNROLL_MAX;
 }
 
-/* acc (+)= A * panel over k bytes, at least KR, for a constant m and nv. */
-INLINE void tile(size_t m, size_t nv, size_t k, const uint8_t *const *a, const int8_t *panel,
-                 int32_t *acc, int accumulate)
+/* Without this gcc 12 moves accumulators between registers in each round (for one row 8 moves
+ * beside 8 vpdpbusd), and beside a step that may not be taken to the stack and back. */
+INLINE void keep(size_t count, __m512i *sum)
+{
+    UNROLL
+    for (size_t i = 0; i < count; i++)
+        __asm__("" : "+v"(sum[i]));
+}
+
+INLINE void zero_sums(size_t m, size_t nv, __m512i *sum)
+{
+    UNROLL
+    for (size_t i = 0; i < m * nv; i++)
+        sum[i] = _mm512_setzero_si512();
+}
+
+/* sum, m * nv of them, += A * panel over k bytes, at least KR, for a constant m, nv and `ahead`,
+ * which fetches the panel: for rows that are the first to meet it. */
+INLINE void multiply(size_t m, size_t nv, int ahead, size_t k, const uint8_t *const *a,
+                     const int8_t *panel, __m512i *sum)
 {
     const size_t steps = k / KR;
     const size_t unroll = steps_unrolled(m, nv), step_bytes = nv * 64;
     const size_t fitting = CHAINS / (m * nv);
     const size_t sets = fitting < 1 ? 1 : fitting < unroll ? fitting : unroll;
-    __m512i sum[SUMS];
     size_t t = 0;
 
     UNROLL
-    for (size_t i = 0; i < sets * m * nv; i++)
+    for (size_t i = m * nv; i < sets * m * nv; i++)
         sum[i] = _mm512_setzero_si512();
-    if (accumulate) {
-        UNROLL
-        for (size_t i = 0; i < m * nv; i++)
-            sum[i] = _mm512_load_si512(acc + i / nv * NR + i % nv * LANES);
-    }
     for (; t + unroll <= steps; t += unroll) {
-        if (m > 1)
+        if (ahead)
             prefetch(panel + PREFETCH_BYTES, unroll * step_bytes);
         step(m, nv, a, t * KR, panel, sum);
         if (unroll > 1)
@@ -176,19 +191,31 @@ INLINE void tile(size_t m, size_t nv, size_t k, const uint8_t *const *a, const i
         if (unroll > 3)
             step(m, nv, a, (t + 3) * KR, panel + 3 * step_bytes, sum + 3 % sets * m * nv);
         panel += unroll * step_bytes;
-        /* Without this gcc 12 moves accumulators between registers in each round: for one row 8
-         * moves beside 8 vpdpbusd. */
-        UNROLL
-        for (size_t i = 0; i < sets * m * nv; i++)
-            __asm__("" : "+v"(sum[i]));
+        keep(sets * m * nv, sum);
     }
     for (; t < steps; t++, panel += step_bytes)
         step(m, nv, a, t * KR, panel, sum);
     if (k % KR)
         last_step(m, nv, a, k, panel, sum);
+    keep(sets * m * nv, sum);
     UNROLL
     for (size_t i = m * nv; i < sets * m * nv; i++)
         sum[i % (m * nv)] = _mm512_add_epi32(sum[i % (m * nv)], sum[i]);
+}
+
+/* acc (+)= A * panel, likewise. */
+INLINE void tile(size_t m, size_t nv, size_t k, const uint8_t *const *a, const int8_t *panel,
+                 int32_t *acc, int accumulate)
+{
+    __m512i sum[SUMS];
+
+    zero_sums(m, nv, sum);
+    if (accumulate) {
+        UNROLL
+        for (size_t i = 0; i < m * nv; i++)
+            sum[i] = _mm512_load_si512(acc + i / nv * NR + i % nv * LANES);
+    }
+    multiply(m, nv, m > 1, k, a, panel, sum);
     UNROLL
     for (size_t i = 0; i < m * nv; i++)
         _mm512_store_si512(acc + i / nv * NR + i % nv * LANES, sum[i]);
@@ -254,6 +281,13 @@ static void run_copied(tile_fn *tile_of_m, size_t m, size_t n, size_t k, const u
     }
 }
 
+/* Of the rows that are left.  The last two tiles are of about one height, because one or two rows
+ * take a panel from L2 as long as three or four do. */
+INLINE size_t rows_of_tile(size_t left)
+{
+    return left >= 2 * MR_WIDE ? MR_WIDE : left > MR_WIDE ? (left + 1) / 2 : left;
+}
+
 /* Any m: the amx kernel leaves more rows than MR to this one. */
 INLINE void ukernel(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                     const int8_t *panel, int32_t *acc)
@@ -263,7 +297,7 @@ INLINE void ukernel(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8
     for (size_t i = 0, count; i < m; i += count) {
         tile_fn *tile_of_m;
 
-        count = m - i >= MR && nv <= 2 ? MR : m - i < MR_WIDE ? m - i : MR_WIDE;
+        count = m - i >= MR && nv <= 2 ? MR : rows_of_tile(m - i);
         tile_of_m = count < MR ? tiles[nv - 1][count - 1] : nv == 1 ? tile_12_1 : tile_12_2;
         if (!a_flip && k >= KR)
             tile_of_m(k, a + i, panel, acc + i * NR, 0);

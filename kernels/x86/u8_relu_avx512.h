@@ -22,6 +22,16 @@ INLINE struct columns columns_at(const struct gemm_epilogue *epilogue, size_t co
                             _mm512_load_ps(epilogue->bias + column)};
 }
 
+/* Of 16 columns the first `width`, again and again. */
+INLINE __m512 repeat(size_t width, __m512 columns)
+{
+    if (width == 4)
+        return _mm512_broadcast_f32x4(_mm512_castps512_ps128(columns));
+    if (width == 8)
+        return _mm512_broadcast_f32x8(_mm512_castps512_ps256(columns));
+    return columns;
+}
+
 INLINE int is_u8_relu(const struct gemm_epilogue *epilogue)
 {
     /* Not 0, and so no infinity * 0; a NaN fails the comparison, too. */
@@ -30,14 +40,37 @@ INLINE int is_u8_relu(const struct gemm_epilogue *epilogue)
            !gemm_epilogue_is_extended(epilogue);
 }
 
-/* Without `clamp` the result has to stay below 2^31: vcvtps2dq gives 0x80000000 from there on. */
+/* From a sum and its offset.  Without `clamp` the result has to stay below 2^31: vcvtps2dq gives
+ * 0x80000000 from there on. */
+INLINE __m512i to_u8(int clamp, __m512 scale, __m512 bias, __m512 inverse, __m512i sum)
+{
+    __m512 f = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+
+    f = _mm512_mul_ps(_mm512_add_ps(f, bias), inverse);
+    return _mm512_cvtps_epi32(clamp ? _mm512_min_ps(f, _mm512_set1_ps(255)) : f);
+}
+
 INLINE __m512i u8_relu(int clamp, const struct columns *columns, __m512 inverse,
                        __m512i sum)
 {
-    __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, columns->offset));
+    return to_u8(clamp, columns->scale, columns->bias, inverse,
+                 _mm512_add_epi32(sum, columns->offset));
+}
 
-    f = _mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(f, columns->scale), columns->bias), inverse);
-    return _mm512_cvtps_epi32(clamp ? _mm512_min_ps(f, _mm512_set1_ps(255)) : f);
+/* Whether some sum could reach 2^31 in the end: never with the scales of a quantised network. Each
+ * rounded step is monotonic, so what bounds the factors bounds the result; neither an infinity nor
+ * a NaN is less than anything. */
+INLINE int needs_clamp(size_t count, const struct columns *columns, __m512 inverse)
+{
+    __mmask16 large = 0;
+
+    for (size_t v = 0; v < count; v++) {
+        __m512 f = _mm512_mul_ps(_mm512_abs_ps(columns[v].scale), _mm512_set1_ps(0x1p31f));
+
+        f = _mm512_mul_ps(_mm512_add_ps(f, _mm512_abs_ps(columns[v].bias)), inverse);
+        large |= _mm512_cmp_ps_mask(f, _mm512_set1_ps(0x1p30f), _CMP_NLT_UQ);
+    }
+    return large != 0;
 }
 
 /* 64 bytes of four vectors, one after the other. */

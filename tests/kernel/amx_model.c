@@ -6,6 +6,7 @@
 enum { GROUP_BYTES = 32 * 1024 }; /* several groups a test */
 
 gemm_epilogue_fn gemm_epilogue_ref;
+gemm_fused_fn amx_model_fused_panel;
 
 /* The vector kernel to which few rows are left: here a sum over the same panel. */
 gemm_ukernel_fn amx_model_ukernel;
@@ -34,18 +35,11 @@ static void few_rows(size_t m, size_t n, size_t k, const uint8_t *const *a, uint
 
 /* Instead of the vectors of kernels/x86/u8_relu_avx512.h, the reference. */
 #define GEMMD_KERNELS_X86_U8_RELU_AVX512_H
-#include "kernels/epilogue.h"
 
 struct column_pair {
     const struct gemm_epilogue *epilogue;
     size_t column;
 };
-
-static int is_u8_relu(const struct gemm_epilogue *epilogue)
-{
-    return epilogue->c_type == GEMM_TYPE_U8 && epilogue->activation == GEMM_ACTIVATION_RELU &&
-           epilogue->c_zero_point == 0 && !gemm_epilogue_is_extended(epilogue);
-}
 
 static struct column_pair column_pair_at(const struct gemm_epilogue *epilogue, size_t column)
 {
@@ -79,6 +73,8 @@ const struct gemm_kernel *amx_model(void)
         .end = amx_model_end,
         .epilogue = gemm_epilogue_ref,
         .fused = amx_model_fused,
+        .fused_panel = amx_model_fused_panel,
+        .fused_panel_k = BLOCK_K,
     };
 
     return &kernel;

@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "kernels/epilogue.h"
 #include "tests/kernel/check.h"
 
 enum { TILES = 8, ROWS = 16, ROW_BYTES = 64 };
@@ -93,6 +94,13 @@ static void model_dpbusd(int c, int a, int b)
 static inline bool model_released(void)
 {
     return tile_state.palette == 0;
+}
+
+/* As kernels/x86/u8_relu_avx512.h has it, in whose place the reference stands. */
+static inline int is_u8_relu(const struct gemm_epilogue *epilogue)
+{
+    return epilogue->c_type == GEMM_TYPE_U8 && epilogue->activation == GEMM_ACTIVATION_RELU &&
+           epilogue->c_zero_point == 0 && !gemm_epilogue_is_extended(epilogue);
 }
 
 #undef _tile_loadconfig

@@ -21,6 +21,8 @@ struct job {
     bool runs; /* gathered rows are runs, forwards and backwards in turn */
     bool all_columns; /* else a slice at random */
     bool zero_based;  /* C's zero point is 0 */
+    bool adjoin;      /* C's rows follow each other */
+    bool large;       /* scales that lead beyond 2^31 */
     int32_t a_zero_point;
 };
 
@@ -48,7 +50,7 @@ static void data_open(struct data *d, const struct gemm_kernel *kernel, const st
     guard_alloc(&d->a, a_bytes);
     guard_alloc(&d->b, (size_t)job->n * job->k);
     guard_alloc(&d->panels, gemm_packed_bytes(kernel, job->n, job->k));
-    d->c_stride = job->n * gemm_type_bytes(job->c_type) + CANARY_BYTES;
+    d->c_stride = job->n * gemm_type_bytes(job->c_type) + (job->adjoin ? 0 : CANARY_BYTES);
     d->c = check_alloc(job->rows * d->c_stride + CANARY_BYTES);
     memset(d->c, CANARY, job->rows * d->c_stride + CANARY_BYTES);
     d->a_rows = check_alloc(job->rows * sizeof(*d->a_rows));
@@ -79,7 +81,7 @@ static void data_open(struct data *d, const struct gemm_kernel *kernel, const st
     }
     for (uint32_t j = 0; j < job->n; j++) {
         d->bias_s32[j] = (int32_t)random_below(100000) - 50000;
-        d->scale[j] = (float)(1 + random_below(1000)) / 65536.0f;
+        d->scale[j] = (float)(1 + random_below(1000)) / (job->large ? 0x1p-20f : 0x1p16f);
         d->bias[j] = (float)random_below(64) - 32.0f;
     }
 }
@@ -238,6 +240,35 @@ static void check_fused(const struct gemm_kernel *kernel)
     }
 }
 
+/* All rows and one panel multiplied and finished together: every number of columns that a vector
+ * has, with rows of C that share a vector or do not, every number of rows that tiles leave over. */
+static void check_fused_panel(const struct gemm_kernel *kernel)
+{
+    static const uint32_t n_values[] = {1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 57, 64, 129};
+    static const uint32_t k_values[] = {4, 36, 37, 64, 130};
+
+    for (size_t n = 0; n < sizeof(n_values) / sizeof(n_values[0]); n++) {
+        for (size_t k = 0; k < sizeof(k_values) / sizeof(k_values[0]); k++) {
+            for (uint32_t bits = 0; bits < 4 && k_values[k] <= kernel->fused_panel_k; bits++) {
+                uint32_t rows = kernel->mr + random_below(24);
+                struct job job = job_random(rows, n_values[n], k_values[k]);
+
+                if (random_below(4)) {
+                    job.a_type = GEMM_TYPE_U8;
+                    job.a_zero_point &= 255;
+                }
+                job.c_type = GEMM_TYPE_U8;
+                job.activation = GEMM_ACTIVATION_RELU;
+                job.zero_based = true;
+                job.gathered = bits & 1;
+                job.adjoin = bits & 2;
+                job.large = random_below(8) == 0;
+                check_job(kernel, &job);
+            }
+        }
+    }
+}
+
 void check_run(const struct gemm_kernel *kernel)
 {
     const uint32_t mr = kernel->mr, nr = kernel->nr;
@@ -262,6 +293,8 @@ void check_run(const struct gemm_kernel *kernel)
     check_types(kernel);
     if (kernel->fused)
         check_fused(kernel);
+    if (kernel->fused_panel)
+        check_fused_panel(kernel);
     check_job(kernel, &tall_job);
     copied_job.c_type = GEMM_TYPE_S32;
     copied_job.fill = FILL_UNIFORM; /* as below */

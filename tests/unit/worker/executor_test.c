@@ -146,6 +146,35 @@ static void test_interrupted(void **state)
     executor_scene_close(&scene);
 }
 
+/* A kernel that wants four panels at once gets them, by halves of the rows; a slice that ends after
+ * its first chunk ends with all of these. */
+static void test_whole_groups(void **state)
+{
+    const uint32_t rows = 128;
+    struct gemm_kernel kernel;
+
+    (void)state;
+    open_scene(1);
+    kernel = *scene.layer.view.s8.kernel;
+    kernel.b_group_bytes = 4u * kernel.nr * K;
+    scene.layer.view.s8.kernel = &kernel;
+    for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++) /* 16 us a panel */
+        scene.layer.scheduled.cost[i] = 16000 * 16 * (uint64_t)kernel.mr / rows;
+    scene.layer.scheduled.rows_short = 0;
+    scene.layer.scheduled.rows_cap = rows;
+    scene.stop = true;
+    submit(0, rows, 1);
+    executor_take(&scene.executor, &scene.clients[0].session.ring);
+    assert_true(executor_step(&scene.executor));
+    assert_int_equal(scene.executor.slices[0].row_blocks, 2);
+    assert_int_equal(scene.executor.slices[0].panel_step, 4);
+    assert_int_equal(scene.executor.slices[0].panels_run, 4);
+    run_all();
+    expect(0, 1, GEMMD_STATUS_OK);
+    check_result(0, rows);
+    executor_scene_close(&scene);
+}
+
 /* C is its own residual, and slices end after their first chunk: each element is added to once. */
 static void test_added_to_once(void **state)
 {
@@ -395,6 +424,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shared_scan),
         cmocka_unit_test(test_cut_by_rows),
+        cmocka_unit_test(test_whole_groups),
         cmocka_unit_test(test_interrupted),
         cmocka_unit_test(test_added_to_once),
         cmocka_unit_test(test_taken_away),

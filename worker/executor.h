@@ -51,7 +51,7 @@ struct executor_slice {
     uint32_t row_step, row_blocks;
     uint32_t chunk_count;
     uint32_t chunks_before; /* what the team's work begins with: not 0 for the rest of a group */
-    uint32_t waiting; /* jobs, when it began */
+    uint32_t waiting; /* jobs to end it for, when it began */
     bool ending;      /* at the next chunk: something waits for that */
     /* How it went, for the counters. */
     uint64_t between_ns; /* spent on others meanwhile */

@@ -41,6 +41,17 @@ static bool look(void *argument)
     return executor->taken;
 }
 
+/* Jobs for whom the slice's end is of use.  Where a tile of rows finds no seats on board, those for
+ * the same layer wait for members to leave, which is at the slice's end anyway. */
+static uint32_t count_waiting(const struct executor_slice *slice)
+{
+    const struct scheduler_layer *layer = slice->scan->layer;
+    uint32_t waiting = slice->executor->scheduler.waiting;
+
+    return slice->scan->rows + layer->tile_rows > layer->rows_cap ? waiting - layer->waiting
+                                                                  : waiting;
+}
+
 /* The short ones among them; others end the slice. */
 static void serve(void *argument)
 {
@@ -50,7 +61,7 @@ static void serve(void *argument)
     executor->between = true;
     slice->between_ns += executor_run_between(executor);
     executor->between = false;
-    if (executor->cancelling || executor->scheduler.waiting > slice->waiting)
+    if (executor->cancelling || count_waiting(slice) > slice->waiting)
         slice->ending = true;
 }
 
@@ -357,8 +368,8 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
 
     *slice = (struct executor_slice){.executor = executor,
                                      .scan = scan,
-                                     .on_board = &executor->rows[scan->index],
-                                     .waiting = executor->scheduler.waiting};
+                                     .on_board = &executor->rows[scan->index]};
+    slice->waiting = count_waiting(slice);
     slice->layer = LIST_ENTRY(scan->layer, struct layer, scheduled);
     if (scan->changed) {
         start_ns = prepare(slice, scan, start_ns);

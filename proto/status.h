@@ -48,7 +48,7 @@
     X(C_SCALE, 45, EINVAL, "c_scale: not finite and positive, or its inverse is not finite")       \
     X(B_SCALE, 46, EINVAL, "b_scale: a value is not finite, or its product with a_scale is not")   \
     X(BIAS, 47, EINVAL, "bias: a value is not finite")                                             \
-    X(LAYER_BYTES, 48, EFBIG, "layer: its raw bytes exceed the limit")                             \
+    X(LAYER_BYTES, 48, EFBIG, "layer: its raw bytes exceed 4 GiB (LAYER_BYTES_MAX)")               \
     X(LAYERS_FULL, 49, ENOSPC, "layer: too many layers open")                                      \
     X(NAME, 50, EINVAL, "name: not terminated, or holds a byte outside [A-Za-z0-9._/-]")           \
     X(NAME_UNKNOWN, 51, ENOENT, "name: no such layer")                                             \

@@ -257,18 +257,18 @@ static uint32_t parse_list(const char *text, uint32_t *out, uint32_t capacity, u
 static bool pin(const char *list)
 {
     cpu_set_t cpus;
+    char *end;
 
     CPU_ZERO(&cpus);
-    while (*list) {
-        char *end;
+    for (;; list = end + 1) {
         unsigned long cpu = strtoul(list, &end, 10);
 
         if (end == list || cpu >= CPU_SETSIZE || (*end && *end != ','))
             return false;
         CPU_SET(cpu, &cpus);
-        list = *end ? end + 1 : end;
+        if (!*end)
+            return sched_setaffinity(0, sizeof(cpus), &cpus) == 0;
     }
-    return sched_setaffinity(0, sizeof(cpus), &cpus) == 0;
 }
 
 enum option_id { OPTION_PROCESSES = 256, OPTION_LAYERS, OPTION_SECONDS, OPTION_REPETITIONS,

@@ -22,6 +22,11 @@
 #define EXECUTOR_CHUNK_MIN_NS   UINT64_C(2000)
 /* So long after a latency job the dispatcher looks also in the middle of its chunks (pausing.h). */
 #define EXECUTOR_LATENCY_NS UINT64_C(100000000)
+/* A slice that is to end ends with the group of panels that it is in, of so much time of all. */
+#define EXECUTOR_GROUP_ALONE_NS UINT64_C(80000)
+#define EXECUTOR_GROUP_NS       UINT64_C(40000)
+/* Rows of each thread for whom groups are made: each thread reads all of the weights then. */
+#define EXECUTOR_GROUP_ROWS 64
 /* A slice on the team: so many chunks for each thread, that none waits long for the last one. */
 #define EXECUTOR_TEAM_CHUNKS 4
 /* It is cut by rows where each thread gets so many, and the weights' bytes are so few. */
@@ -45,7 +50,8 @@ struct executor_slice {
     uint32_t panel_step;  /* of a chunk */
     uint32_t row_step, row_blocks;
     uint32_t chunk_count;
-    uint32_t waiting; /* jobs, when it began */
+    uint32_t chunks_before; /* what the team's work begins with: not 0 for the rest of a group */
+    uint32_t waiting; /* jobs to end it for, when it began */
     bool ending;      /* at the next chunk: something waits for that */
     /* How it went, for the counters. */
     uint64_t between_ns; /* spent on others meanwhile */

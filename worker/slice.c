@@ -41,6 +41,17 @@ static bool look(void *argument)
     return executor->taken;
 }
 
+/* Jobs for whom the slice's end is of use.  Where a tile of rows finds no seats on board, those for
+ * the same layer wait for members to leave, which is at the slice's end anyway. */
+static uint32_t count_waiting(const struct executor_slice *slice)
+{
+    const struct scheduler_layer *layer = slice->scan->layer;
+    uint32_t waiting = slice->executor->scheduler.waiting;
+
+    return slice->scan->rows + layer->tile_rows > layer->rows_cap ? waiting - layer->waiting
+                                                                  : waiting;
+}
+
 /* The short ones among them; others end the slice. */
 static void serve(void *argument)
 {
@@ -50,7 +61,7 @@ static void serve(void *argument)
     executor->between = true;
     slice->between_ns += executor_run_between(executor);
     executor->between = false;
-    if (executor->cancelling || executor->scheduler.waiting > slice->waiting)
+    if (executor->cancelling || count_waiting(slice) > slice->waiting)
         slice->ending = true;
 }
 
@@ -62,9 +73,10 @@ struct chunk {
 static struct chunk chunk_of(const struct executor_slice *slice, uint32_t number)
 {
     const struct layer_view *view = &slice->layer->view;
-    uint32_t first_panel = number / slice->row_blocks * slice->panel_step;
+    uint32_t index = slice->chunks_before + number;
+    uint32_t first_panel = index / slice->row_blocks * slice->panel_step;
     uint32_t last_panel = first_panel + slice->panel_step;
-    struct chunk chunk = {.first_row = number % slice->row_blocks * slice->row_step,
+    struct chunk chunk = {.first_row = index % slice->row_blocks * slice->row_step,
                           .rows = slice->row_step};
 
     if (last_panel > slice->panels)
@@ -148,6 +160,13 @@ static bool stop_slice(void *argument)
     return slice->ending;
 }
 
+/* Where all is to be done, whoever has come. */
+static bool look_and_go_on(void *argument)
+{
+    look_and_serve(argument);
+    return false;
+}
+
 static bool never_stop(void *argument)
 {
     (void)argument;
@@ -161,21 +180,14 @@ static void make_rows(void *argument, uint32_t number)
     scan_rows_prepare(((struct executor_slice *)argument)->on_board, number);
 }
 
-/* All of them are made, whoever has come; the limit of rows on board bounds how long for. */
-static bool look_while_making(void *argument)
-{
-    look_and_serve(argument);
-    return false;
-}
-
 /* The rows that have just come on board, if their layer needs more of them than their address, cut
- * into chunks for the team. */
+ * into chunks for the team.  All are made; the limit of rows on board bounds how long for. */
 static uint64_t prepare(struct executor_slice *slice, struct scheduler_scan *scan,
                         uint64_t start_ns)
 {
     struct executor *executor = slice->executor;
     struct team_work work = {.run = make_rows,
-                             .stop = is_long(scan) ? look_while_making : never_stop,
+                             .stop = is_long(scan) ? look_and_go_on : never_stop,
                              .argument = slice,
                              .start_ns = start_ns};
     struct team_result result;
@@ -231,7 +243,27 @@ static bool is_cut_by_rows(const struct executor_slice *slice, uint32_t threads,
            (uint64_t)view->n * view->k <= EXECUTOR_TEAM_WEIGHTS;
 }
 
-/* Several panels a chunk while rows are few, else blocks of rows of one panel. */
+/* Panels that a chunk of many rows is to have: as many as the kernel wants in L2, where it wants
+ * some (rows are copied for all of them at once, and a tile is finished beside the next), and as
+ * few as keep a slice that ends early from being held up. */
+static uint32_t group_panels(const struct executor_slice *slice, uint32_t threads,
+                             uint64_t panel_ns)
+{
+    const struct gemm_weights *weights = &slice->layer->view.s8;
+    uint64_t ns = slice->executor->has_company ? EXECUTOR_GROUP_NS : EXECUTOR_GROUP_ALONE_NS;
+    uint64_t panels;
+
+    if (!weights->panels || slice->scan->rows < threads * EXECUTOR_GROUP_ROWS)
+        return 1;
+    panels = weights->kernel->b_group_bytes / ((uint64_t)weights->kernel->nr * weights->k);
+    if (panels > ns * threads / panel_ns)
+        panels = ns * threads / panel_ns;
+    if (panels > slice->panels)
+        panels = slice->panels;
+    return panels > 1 ? divide_up(slice->panels, divide_up(slice->panels, panels)) : 1;
+}
+
+/* Several panels a chunk while rows are few, else blocks of rows of one panel, or of a group. */
 static void cut(struct executor_slice *slice, uint64_t *estimate_ns)
 {
     const struct executor *executor = slice->executor;
@@ -241,13 +273,15 @@ static void cut(struct executor_slice *slice, uint64_t *estimate_ns)
     uint32_t to_the_end = scan->layer->panels - scan->position;
     uint64_t panel_ns = scheduler_estimate_ns(scan->layer, scan->rows, 1) + 1;
     uint64_t wanted_ns, block_ns;
+    uint32_t group;
 
     slice->panels = scan->panels_now < to_the_end ? scan->panels_now : to_the_end;
     *estimate_ns = panel_ns * slice->panels;
     wanted_ns = chunk_ns(executor, *estimate_ns);
-    if (panel_ns > 2 * wanted_ns)
-        blocks = divide_up(panel_ns, wanted_ns);
-    if (is_cut_by_rows(slice, threads, *estimate_ns))
+    group = group_panels(slice, threads, panel_ns);
+    if (group * panel_ns > (group > 1 ? wanted_ns : 2 * wanted_ns))
+        blocks = divide_up(group * panel_ns, wanted_ns);
+    if ((group > 1 && blocks > 1) || is_cut_by_rows(slice, threads, *estimate_ns))
         blocks = divide_up(blocks, threads) * threads;
     if (blocks > tiles)
         blocks = tiles;
@@ -255,23 +289,31 @@ static void cut(struct executor_slice *slice, uint64_t *estimate_ns)
     slice->row_blocks = divide_up(scan->rows, slice->row_step);
     block_ns = panel_ns / slice->row_blocks + 1;
     slice->panel_step = block_ns < wanted_ns ? (uint32_t)(wanted_ns / block_ns) : 1;
+    if (slice->row_blocks > 1 && group > 1 && slice->panel_step > group)
+        slice->panel_step = group;
     slice->chunk_count = divide_up(slice->panels, slice->panel_step) * slice->row_blocks;
 }
 
-/* A stop in the middle of a panel: its other rows follow, and are paid for, too.  Returns the
- * panels that are whole. */
-static uint32_t finish_panel(const struct team_work *work, struct team_result *result)
+/* A stop in the middle of a panel, or a group of them: its other rows follow, by the whole team,
+ * and are paid for, too.  Returns the panels that are whole. */
+static uint32_t finish_panels(const struct team_work *work, struct team_result *result)
 {
-    const struct executor_slice *slice = work->argument;
+    struct executor_slice *slice = work->argument;
     uint32_t chunks = result->chunks, panels;
 
-    while (chunks % slice->row_blocks)
-        (work->run_own ? work->run_own : work->run)(work->argument, chunks++);
-    if (chunks != result->chunks) {
-        uint64_t end_ns = clock_now_ns();
+    if (chunks % slice->row_blocks) {
+        struct team_work rest = *work;
+        struct team_result more;
 
-        result->compute_ns += end_ns - result->end_ns;
-        result->end_ns = end_ns;
+        rest.stop = look_and_go_on;
+        rest.start_ns = result->end_ns;
+        rest.chunk_count = slice->row_blocks - chunks % slice->row_blocks;
+        slice->chunks_before = chunks;
+        team_run(slice->executor->config.team, &rest, &more);
+        chunks += more.chunks;
+        result->compute_ns += more.compute_ns;
+        result->end_ns = more.end_ns;
+        result->shared |= more.shared;
     }
     panels = chunks / slice->row_blocks * slice->panel_step;
     return panels < slice->panels ? panels : slice->panels;
@@ -326,8 +368,8 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
 
     *slice = (struct executor_slice){.executor = executor,
                                      .scan = scan,
-                                     .on_board = &executor->rows[scan->index],
-                                     .waiting = executor->scheduler.waiting};
+                                     .on_board = &executor->rows[scan->index]};
+    slice->waiting = count_waiting(slice);
     slice->layer = LIST_ENTRY(scan->layer, struct layer, scheduled);
     if (scan->changed) {
         start_ns = prepare(slice, scan, start_ns);
@@ -344,7 +386,7 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
     team_run(executor->config.team, &work, &result);
     if (result.shared || work.wake)
         executor->row_ns = 0;
-    panels = finish_panel(&work, &result);
+    panels = finish_panels(&work, &result);
     finish(slice, panels, start_ns, &result);
     if (executor->verify.job) {
         verify_slice(&executor->verify, slice->on_board, scan, panels);

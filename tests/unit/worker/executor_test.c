@@ -146,6 +146,35 @@ static void test_interrupted(void **state)
     executor_scene_close(&scene);
 }
 
+/* A kernel that wants four panels at once gets them, by halves of the rows; a slice that ends after
+ * its first chunk ends with all of these. */
+static void test_whole_groups(void **state)
+{
+    const uint32_t rows = 128;
+    struct gemm_kernel kernel;
+
+    (void)state;
+    open_scene(1);
+    kernel = *scene.layer.view.s8.kernel;
+    kernel.b_group_bytes = 4u * kernel.nr * K;
+    scene.layer.view.s8.kernel = &kernel;
+    for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++) /* 16 us a panel */
+        scene.layer.scheduled.cost[i] = 16000 * 16 * (uint64_t)kernel.mr / rows;
+    scene.layer.scheduled.rows_short = 0;
+    scene.layer.scheduled.rows_cap = rows;
+    scene.stop = true;
+    submit(0, rows, 1);
+    executor_take(&scene.executor, &scene.clients[0].session.ring);
+    assert_true(executor_step(&scene.executor));
+    assert_int_equal(scene.executor.slices[0].row_blocks, 2);
+    assert_int_equal(scene.executor.slices[0].panel_step, 4);
+    assert_int_equal(scene.executor.slices[0].panels_run, 4);
+    run_all();
+    expect(0, 1, GEMMD_STATUS_OK);
+    check_result(0, rows);
+    executor_scene_close(&scene);
+}
+
 /* C is its own residual, and slices end after their first chunk: each element is added to once. */
 static void test_added_to_once(void **state)
 {
@@ -211,6 +240,45 @@ static void test_taken_away(void **state)
     expect(2, 22, GEMMD_STATUS_OK);
     check_result(2, ROWS);
     executor_scene_close(&scene);
+}
+
+/* At the second look: rows for the layer of the slice. */
+static bool submit_more(void *owner)
+{
+    uint32_t *look_count = owner;
+
+    if (++*look_count == 2)
+        submit(1, ROWS, 11);
+    executor_take(&scene.executor, &scene.clients[1].session.ring);
+    return false;
+}
+
+/* They end the slice where there are seats for them, and else wait for its end. */
+static void test_seats(void **state)
+{
+    (void)state;
+    for (uint32_t full = 0; full < 2; full++) {
+        uint32_t look_count = 0;
+
+        open_scene(2);
+        for (int i = 0; i < SCHEDULER_COST_BUCKETS; i++)
+            scene.layer.scheduled.cost[i] = 1000 * 16;
+        scene.layer.scheduled.rows_short = 0;
+        scene.layer.scheduled.rows_cap = full ? ROWS : 4 * ROWS;
+        scene.executor.config.look = submit_more;
+        scene.executor.config.owner = &look_count;
+        scene.executor.has_company = true;
+        submit(0, ROWS, 10);
+        executor_take(&scene.executor, &scene.clients[0].session.ring);
+        assert_true(executor_step(&scene.executor));
+        assert_int_equal(scene.stats.preempted, !full);
+        run_all();
+        expect(0, 10, GEMMD_STATUS_OK);
+        expect(1, 11, GEMMD_STATUS_OK);
+        check_result(0, ROWS);
+        check_result(1, ROWS);
+        executor_scene_close(&scene);
+    }
 }
 
 /* ---- in the middle of a slice ---------------------------------------------------------------- */
@@ -395,8 +463,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shared_scan),
         cmocka_unit_test(test_cut_by_rows),
+        cmocka_unit_test(test_whole_groups),
         cmocka_unit_test(test_interrupted),
         cmocka_unit_test(test_added_to_once),
+        cmocka_unit_test(test_seats),
         cmocka_unit_test(test_taken_away),
         cmocka_unit_test(test_between_chunks),
         cmocka_unit_test(test_cancel_between_chunks),

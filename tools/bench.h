@@ -154,7 +154,7 @@ struct bench_result {
     double peer_hot_ns, peer_cold_ns, peer_two_hot_ns, peer_two_cold_ns;
     /* Medians of the ratios of neighbouring measurements: peer / ours; gathered, runs / strided. */
     double hot_ratio, cold_ratio, two_hot_ratio, two_cold_ratio, two_speedup;
-    double gathered_ratio, runs_ratio;
+    double gathered_ratio, runs_ratio, again_ratio; /* again: strided, the noise of these */
     double peer_off; /* share of the peer's bytes that differ from ours by more than 1 */
     char peer_implementation[80];
 };

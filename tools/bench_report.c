@@ -48,10 +48,11 @@ void bench_text_head(const struct bench_report *report)
            peak->l3_bytes >> 20, peak->memory_bytes >> 20);
     printf("cold: one call after 128 MiB were touched (they leave an L3 larger than that alone)\n");
     printf("ratio: peer's time / ours; bound: hot GOPS / min(peak, 2 m x bandwidth); "
-           "gather, runs: time above that\n"
-           "of strided rows, all from copies of A in turn, none of which is in L1\n\n");
-    printf("%-11s %16s %8s %8s %5s %8s %8s %5s %5s %6s %6s", "", "m,n,k", "hot GOPS", "peer",
-           "ratio", "cold", "peer", "ratio", "bound", "gather", "runs");
+           "gather, runs, noise: time above that\n"
+           "of strided rows (noise: of strided rows again), all from copies of A in turn, none of "
+           "which is in L1\n\n");
+    printf("%-11s %16s %8s %8s %5s %8s %8s %5s %5s %6s %6s %6s", "", "m,n,k", "hot GOPS", "peer",
+           "ratio", "cold", "peer", "ratio", "bound", "gather", "runs", "noise");
     if (report->options->threads == BENCH_THREADS)
         printf(" %8s %8s %5s %8s %8s %5s %5s", "2t hot", "peer", "ratio", "2t cold", "peer",
                "ratio", "2t/1t");
@@ -83,8 +84,8 @@ void bench_text_row(const struct bench_report *report, const struct bench_result
         printf(" %4.0f%%", 100 * bench_gops(shape, result->hot_ns) / bound);
     else
         printf(" %5s", "-");
-    printf(" %5.1f%% %5.1f%%", 100 * (result->gathered_ratio - 1),
-           100 * (result->runs_ratio - 1));
+    printf(" %5.1f%% %5.1f%% %5.1f%%", 100 * (result->gathered_ratio - 1),
+           100 * (result->runs_ratio - 1), 100 * (result->again_ratio - 1));
     if (report->options->threads == BENCH_THREADS) {
         print_side(shape, result->two_hot_ns, result->peer_two_hot_ns, result->two_hot_ratio);
         print_side(shape, result->two_cold_ns, result->peer_two_cold_ns, result->two_cold_ratio);
@@ -94,6 +95,29 @@ void bench_text_row(const struct bench_report *report, const struct bench_result
         printf("  peer wrong in %.2f%%", 100 * result->peer_off);
     printf("\n");
     fflush(stdout);
+}
+
+/* How many shapes of a long k stay within what gathered rows may cost. */
+static void print_gathered(const struct bench_report *report)
+{
+    enum { LONG_K = 256 };
+    const double limit = 1.03;
+    unsigned int gathered = 0, runs = 0, again = 0, compared = 0;
+
+    for (size_t i = 0; i < report->count; i++) {
+        const struct bench_result *result = &report->results[i];
+
+        if (result->shape.k < LONG_K)
+            continue;
+        compared++;
+        gathered += result->gathered_ratio <= limit;
+        runs += result->runs_ratio <= limit;
+        again += result->again_ratio <= limit;
+    }
+    if (compared)
+        printf("k >= %d, at most 3 %% above strided rows: gathered %u, runs %u, strided again %u "
+               "of %u\n",
+               LONG_K, gathered, runs, again, compared);
 }
 
 void bench_text_tail(const struct bench_report *report)
@@ -111,6 +135,7 @@ void bench_text_tail(const struct bench_report *report)
     if (compared)
         printf("; not slower than the peer: hot %u, cold %u of %u", hot, cold, compared);
     printf("\n");
+    print_gathered(report);
 }
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
@@ -161,6 +186,7 @@ static void json_result(const struct bench_report *report, const struct bench_re
     json_number(to, "two_cold_ratio", result->two_cold_ratio, ", ");
     json_number(to, "gathered_ratio", result->gathered_ratio, ", ");
     json_number(to, "runs_ratio", result->runs_ratio, ", ");
+    json_number(to, "again_ratio", result->again_ratio, ", ");
     json_number(to, "two_speedup", result->two_speedup, ", ");
     json_number(to, "hot_gops", bench_gops(shape, result->hot_ns), ", ");
     json_number(to, "bound_gops", bench_bound_gops(report, shape), ", ");

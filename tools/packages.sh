@@ -7,7 +7,7 @@ packages_build=(gcc meson ninja-build pkg-config libc6-dev liburing-dev libsecco
                 libjansson-dev)
 # shellcheck disable=SC2034
 packages_test=(g++ clang libclang-rt-14-dev libcmocka-dev libdnnl-dev gnuplot-nox valgrind systemd
-               strace spin shellcheck scdoc python3 qemu-system-x86)
+               strace procps spin shellcheck scdoc python3 qemu-system-x86)
 
 # Prints those of the given packages that are not installed.
 missing_packages()

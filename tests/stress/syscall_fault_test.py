@@ -35,7 +35,8 @@ def count_calls(command, stop):
     """Calls by name, over all threads."""
     with tempfile.NamedTemporaryFile("r") as trace:
         process = subprocess.Popen(["strace", "-f", "-qq", "-o", trace.name] + command,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                   close_fds=False, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
         stop(process)
         counts = {}
         for line in trace:
@@ -43,6 +44,13 @@ def count_calls(command, stop):
             if match:
                 counts[match.group(1)] = counts.get(match.group(1), 0) + 1
         return counts
+
+
+def worker_of(strace):
+    """The process id of the worker that strace runs; None when it is gone."""
+    children = subprocess.run(["pgrep", "-P", str(strace.pid)], capture_output=True, text=True,
+                              check=False).stdout.split()
+    return int(children[0]) if children else None
 
 
 class Trial:
@@ -73,21 +81,10 @@ class Trial:
         def live(process):
             select.select([ready], [], [], LIMIT_S)
             self.run_client()
-            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
-                                      text=True, check=False).stdout.split()
-            os.kill(int(children[0]), signal.SIGTERM)
+            os.kill(worker_of(process), signal.SIGTERM)
             process.wait(LIMIT_S)
 
-        with tempfile.NamedTemporaryFile("r") as trace:
-            process = subprocess.Popen(["strace", "-f", "-qq", "-o", trace.name] +
-                                       self.command(write_end), close_fds=False,
-                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            live(process)
-            counts = {}
-            for line in trace:
-                match = re.match(r"\d+ +(\w+)\(", line)
-                if match:
-                    counts[match.group(1)] = counts.get(match.group(1), 0) + 1
+        counts = count_calls(self.command(write_end), live)
         os.close(ready)
         os.close(write_end)
         return counts
@@ -107,7 +104,9 @@ class Trial:
             finally:
                 os.close(ready)
                 if process.poll() is None:
-                    subprocess.run(["pkill", "-KILL", "-P", str(process.pid)], check=False)
+                    worker = worker_of(process)
+                    if worker is not None:
+                        os.kill(worker, signal.SIGKILL)
                     process.kill()
                     process.wait()
 
@@ -149,11 +148,10 @@ class Trial:
             first, second = second, self.run_client()
         if second is None or second.returncode:
             return "the next client fails, too", None
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
-                                  text=True, check=False).stdout.split()
-        if not children:
+        worker = worker_of(process)
+        if worker is None:
             return f"the worker is gone: {process.wait()}", None
-        os.kill(int(children[0]), signal.SIGTERM)
+        os.kill(worker, signal.SIGTERM)
         try:
             code = process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -184,7 +182,7 @@ def accept_rests(trial):
             tries = sum("accept4" in line for line in trace)
             passed_ms = (time.monotonic() - before) * 1000
             client.close()
-            subprocess.run(["pkill", "-TERM", "-P", str(process.pid)], check=False)
+            os.kill(worker_of(process), signal.SIGTERM)
             process.wait(LIMIT_S)
         if not 1 <= tries <= 2 * (passed_ms / 5 + 1):  # EMFILE tries twice
             return f"{tries} times accept in {passed_ms:.0f} ms after {error}"

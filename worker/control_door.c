@@ -62,10 +62,10 @@ static void refuse_one(struct control *control)
     log_error(LOG_TOPIC_CONTROL, "accept: %s; raise LimitNOFILE", strerror(errno));
     close(control->spare_fd);
     fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd >= 0)
+    if (fd >= 0) /* not covered: else others of the machine were faster, or the client has left */
         refuse(fd, GEMMD_STATUS_SESSIONS_FULL);
     else
-        usleep(RETRY_US); /* others of the machine were faster, or the client has just left */
+        usleep(RETRY_US); /* not covered: as above */
     control->spare_fd = fcntl(control->lock_fd, F_DUPFD_CLOEXEC, 0);
 }
 

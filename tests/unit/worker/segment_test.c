@@ -20,6 +20,7 @@ static bool no_populate, steal_pages;
 static int advice_error, advice_failures; /* the next populating ones fail so */
 static int seals_error_at = -1;           /* index of the call for seals that fails; -1: none */
 static bool seals_lost;                   /* none of them is ever there */
+static void *refused;                     /* where a mapping was refused; NULL: none is */
 
 int __real_madvise(void *memory, size_t bytes, int advice);
 int __wrap_madvise(void *memory, size_t bytes, int advice);
@@ -65,6 +66,11 @@ void *__wrap_mmap(void *address, size_t bytes, int protection, int flags, int fd
 {
     void *memory;
 
+    if (refused && flags & MAP_FIXED) {
+        refused = address;
+        errno = ENOMEM;
+        return MAP_FAILED;
+    }
     if (!steal_pages || fd < 0)
         return real_mmap(address, bytes, protection, flags, fd, offset);
     memory = real_mmap(address, bytes, protection, flags | MAP_NORESERVE, fd, offset);
@@ -331,6 +337,23 @@ static void collapses(void **state)
     segment_destroy(&segment);
 }
 
+/* The room is there, the mapping in it is refused: nothing stays mapped. */
+static void mapping_refused(void **state)
+{
+    struct segment segment;
+    unsigned char resident;
+
+    (void)state;
+    refused = &segment;
+    assert_int_equal(segment_create(&segment, "gemmd-test", 4 * MIB, false, -1), -ENOMEM);
+    assert_null(segment.memory);
+    assert_int_equal(segment.fd, -1);
+    assert_ptr_not_equal(refused, &segment);
+    assert_int_equal(mincore(refused, 1, &resident), -1);
+    assert_int_equal(errno, ENOMEM); /* not mapped */
+    refused = NULL;
+}
+
 /* Pages vanish between mapping and populating: with both ways of populating. */
 static int create_while_pages_vanish(void *argument)
 {
@@ -437,6 +460,7 @@ int main(void)
         cmocka_unit_test(holes_that_cannot_be_filled),
         cmocka_unit_test(populated),
         cmocka_unit_test(collapses),
+        cmocka_unit_test(mapping_refused),
         cmocka_unit_test(life_on_huge_pages),
         cmocka_unit_test(falls_back_to_small_pages),
         cmocka_unit_test(stolen_pages),

@@ -387,10 +387,11 @@ static void test_free_seats(void **state)
     set_credit(1, 0);
     set_credit(3, -SCHEDULER_AHEAD_NS);
     payer = submit(0, 0, 1, SCHEDULER_NORMAL);
-    submit(1, 0, 3, SCHEDULER_NORMAL);
     submit(3, 0, 1, SCHEDULER_NORMAL);
+    submit(1, 0, 3, SCHEDULER_NORMAL);
     scan = next();
     assert_int_equal(scan->rows, 4);
+    assert_int_equal(scan->member_count, 2); /* not the one in debt */
     ran(scan, 1);
     assert_in_range(charged_ns(0), 15000, 15010);
     assert_int_equal(charged_ns(1), 0);

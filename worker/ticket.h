@@ -49,7 +49,9 @@ static inline uint32_t ticket_places(uint32_t first, uint32_t width, uint32_t ch
     return (1u << (left < width ? left : width)) - 1;
 }
 
-/* What a thread of that place takes, and the ticket after it; false when no chunk is left. */
+/* What a thread of that place takes, and the ticket after it; false when no chunk is left.  Of any
+ * ticket and any count: a late thread may hold the ticket of one region and the count of the next,
+ * and whatever it claims then is void, since the ticket is no longer the one it holds. */
 static inline bool ticket_claim(uint64_t ticket, uint32_t width, uint32_t place,
                                 uint32_t chunk_count, uint32_t *chunk, uint64_t *after)
 {
@@ -58,7 +60,9 @@ static inline bool ticket_claim(uint64_t ticket, uint32_t width, uint32_t place,
     if (first >= chunk_count)
         return false;
     places = ticket_places(first, width, chunk_count);
-    left = places & ~ticket_taken(ticket); /* not 0: else it were the next group's turn */
+    left = places & ~ticket_taken(ticket);
+    if (!left) /* of two regions: in one it were the next group's turn */
+        return false;
     if (!(left >> place & 1))
         place = (uint32_t)__builtin_ctz(left);
     *chunk = first + place;

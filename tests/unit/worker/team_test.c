@@ -298,7 +298,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ticket),
         cmocka_unit_test(test_ticket_of_another_region),
-        cmocka_unit_test(test_every_chunk_once), cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_every_chunk_once), cmocka_unit_test(test_crowded),
+        cmocka_unit_test(test_stop),
         cmocka_unit_test(test_park_and_wake),    cmocka_unit_test(test_idle_costs_nothing),
         cmocka_unit_test(test_repin),
     };

@@ -29,6 +29,7 @@
     X(write, SANDBOX_W, "its last words")                                                          \
     X(clock_gettime, SANDBOX_ALL, "a machine whose vDSO has no clock")                             \
     X(epoll_pwait, SANDBOX_C | SANDBOX_D, "an architecture without epoll_wait")                    \
+    X(sched_yield, SANDBOX_D, "a team's thread whose CPU somebody else wants")                     \
     /* pinning, looked after once a second */                                                      \
     X(sched_getaffinity, SANDBOX_C, "")                                                            \
     X(sched_setaffinity, SANDBOX_C, "a cpuset that changes")                                       \

@@ -2,7 +2,9 @@
 #include "tests/unit/worker/unit.h"
 
 #include <dirent.h>
+#include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <time.h>
 
 #include "tests/sanitizers.h"
@@ -154,6 +156,44 @@ static void test_every_chunk_once(void **state)
     assert_null(team);
 }
 
+/* Wants the other threads' CPUs, now and then. */
+static void *run_rival(void *argument)
+{
+    const struct timespec nap = {.tv_nsec = 20000};
+    atomic_bool *ended = argument;
+    cpu_set_t cpus = allowed;
+
+    for (int cpu = CPU_SETSIZE - 1; cpu >= 0; cpu--)
+        if (CPU_ISSET(cpu, &allowed) && CPU_COUNT(&allowed) > 1) {
+            CPU_CLR(cpu, &cpus); /* the caller's */
+            break;
+        }
+    sched_setaffinity(0, sizeof(cpus), &cpus);
+    while (!atomic_load(ended)) {
+        for (volatile int i = 0; i < 20000; i++)
+            ;
+        nanosleep(&nap, NULL);
+    }
+    return NULL;
+}
+
+static void test_crowded(void **state)
+{
+    struct team *team = open_team(20000);
+    static struct load load;
+    atomic_bool ended = false;
+    pthread_t rival;
+
+    (void)state;
+    load.stop_at = UINT32_MAX;
+    assert_int_equal(pthread_create(&rival, NULL, run_rival, &ended), 0);
+    for (uint32_t i = 0; i < 3000; i++)
+        check_run(team, &load, 1 + i * 7919 % 60, true, i % 3 == 0);
+    atomic_store(&ended, true);
+    pthread_join(rival, NULL);
+    team_close(&team);
+}
+
 static void test_stop(void **state)
 {
     struct team *team = open_team(20000);
@@ -258,7 +298,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ticket),
         cmocka_unit_test(test_ticket_of_another_region),
-        cmocka_unit_test(test_every_chunk_once), cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_every_chunk_once), cmocka_unit_test(test_crowded),
+        cmocka_unit_test(test_stop),
         cmocka_unit_test(test_park_and_wake),    cmocka_unit_test(test_idle_costs_nothing),
         cmocka_unit_test(test_repin),
     };

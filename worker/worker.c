@@ -170,12 +170,19 @@ static int choose_cpus(struct worker *worker)
 }
 
 /* The control thread shares the worker's CPUs, but not with the dispatcher if there is another. */
-static void pin_control_thread(const struct worker *worker)
+static cpu_set_t control_cpus(const struct worker *worker)
 {
     cpu_set_t cpus = worker->cpus;
 
     if (CPU_COUNT(&cpus) > 1)
         CPU_CLR(worker->dispatcher_cpu, &cpus);
+    return cpus;
+}
+
+static void pin_control_thread(const struct worker *worker)
+{
+    const cpu_set_t cpus = control_cpus(worker);
+
     if (topology_pin_thread(&cpus) < 0)
         log_warn(LOG_TOPIC_WORKER, "the control thread is not pinned");
 }
@@ -288,6 +295,7 @@ static int open_control(struct worker *worker)
         .arena_bytes_max = options->arena_bytes,
         .uid_arena_bytes_max = options->uid_arena_bytes,
         .node = worker->node,
+        .cpus = control_cpus(worker),
         .cpu_count = (uint32_t)CPU_COUNT(&worker->cpus),
         .dispatcher_cpu = (uint32_t)worker->dispatcher_cpu,
         .ring_start = options->ring_start,

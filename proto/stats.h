@@ -52,7 +52,7 @@ struct gemmd_histogram {
     X(layers_created, "control: layers packed")                                                    \
     X(layers_attached, "control: creations that found the layer present")                          \
     X(repinned, "control: threads put back on their CPU after a cpuset change")                    \
-    X(trace_lost, "events that found the trace's ring full")                                       \
+    X(trace_lost, "events that found the trace's ring or file full")                               \
     X(heartbeat, "grows while the dispatcher runs, at least every 100 ms")                         \
     X(verified, "jobs of which a row was checked (--verify-sample)")                               \
     X(verify_faults, "of these, found wrong and failed")

@@ -211,7 +211,10 @@ static void keep_house(struct control *control, uint64_t now_ns)
 
     end_half_open(control, now_ns);
     if (control->config.trace) {
-        trace_drain(control->config.trace);
+        int error = trace_drain(control->config.trace);
+
+        if (error < 0)
+            log_warn(LOG_TOPIC_WORKER, "GEMMD_TRACE: %s; nothing more is traced", strerror(-error));
         __atomic_store_n(&stats->trace_lost, trace_lost(control->config.trace), __ATOMIC_RELAXED);
     }
     if (now_ns - control->repinned_ns < HOUSEKEEPING_MS * UINT64_C(1000000))

@@ -246,7 +246,7 @@ static int open_memory(struct worker *worker)
 static int open_trace(struct worker *worker)
 {
     const char *path = worker->options.trace;
-    int error = path && *path ? trace_open(&worker->trace, path) : 0;
+    int error = path && *path ? trace_open(&worker->trace, path, TRACE_BYTES_MAX) : 0;
 
     if (error < 0)
         log_error(LOG_TOPIC_WORKER, "GEMMD_TRACE=%s: %s", path, strerror(-error));

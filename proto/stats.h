@@ -60,8 +60,8 @@ struct gemmd_histogram {
 /* Compute threads: the dispatcher is core 0. */
 #define GEMMD_STATS_CORES_MAX 256
 
-/* What one of them did with its time, ns; the rest of its life it was in none of the three for less
- * than one slice. */
+/* What one of them did with its time, ns: all of it but the stretch it is in, which is added at its
+ * end (a thread of the team may sleep for hours; the dispatcher wakes every 100 ms). */
 struct gemmd_core_stats {
     uint64_t cpu;
     uint64_t busy_ns;  /* in kernels */

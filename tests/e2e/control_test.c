@@ -186,12 +186,28 @@ static void test_the_trace(void **state)
     assert_non_null(strchr(last, ']'));
 }
 
+/* A full disk ends the trace, not the worker, and that is said. */
+static void test_a_lost_trace(void **state)
+{
+    static const char *const environment[] = {"GEMMD_TRACE=/dev/full", NULL};
+    uint64_t deadline_ns = machine_now_ns() + UINT64_C(20000000000);
+    struct harness_worker worker;
+
+    (void)state;
+    harness_start(&worker, NULL, environment);
+    check_service(&worker);
+    while (!harness_log_has(&worker, "No space left on device; nothing more is traced"))
+        assert_true(machine_now_ns() < deadline_ns);
+    check_service(&worker);
+    harness_stop(&worker);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_full_table),       cmocka_unit_test(test_a_silent_successor),
         cmocka_unit_test(test_the_violator_alone), cmocka_unit_test(test_a_lost_cpu),
-        cmocka_unit_test(test_the_trace),
+        cmocka_unit_test(test_the_trace),           cmocka_unit_test(test_a_lost_trace),
     };
 
     return HARNESS_RUN(tests, NULL, NULL, 110);

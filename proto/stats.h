@@ -66,7 +66,7 @@ struct gemmd_core_stats {
     uint64_t cpu;
     uint64_t busy_ns;  /* in kernels */
     uint64_t spin_ns;  /* looking for work */
-    uint64_t sleep_ns; /* its CPU was free for others */
+    uint64_t sleep_ns; /* its CPU was free for others; added when it wakes */
 };
 
 struct gemmd_stats_page {

@@ -172,11 +172,14 @@ static int watch_stats(struct gemmctl *ctl, struct gemmd_stats *before)
 
     for (;;) {
         struct gemmd_stats now;
+        struct gemmd_info info;
         double at_s;
         int error;
 
         sleep(ctl->watch_s);
-        error = gemmd_get_stats(ctl->session, &now);
+        error = gemmd_get_info(ctl->session, &info); /* a dead worker's page can still be read */
+        if (error == 0)
+            error = gemmd_get_stats(ctl->session, &now);
         at_s = now_s();
         if (error < 0)
             return error;

@@ -247,11 +247,15 @@ void gemmctl_text_watch(const struct gemmd_stats *before, const struct gemmd_sta
 {
     uint64_t exec_ns = now->exec_ns - before->exec_ns;
 
-    printf("%10.0f jobs/s %10.0f rows/s %7.1f GOPS while busy, %5.2f rows per panel, busy/spin %%:",
+    printf("%10.0f jobs/s %10.0f rows/s %7.1f GOPS while busy, %5.2f rows per panel, %" PRIu64
+           " late, p99 so far: ",
            (double)(now->jobs - before->jobs) / seconds,
            (double)(now->rows - before->rows) / seconds,
            2 * ratio(now->macs - before->macs, exec_ns),
-           ratio(now->panel_rows - before->panel_rows, now->panels - before->panels));
+           ratio(now->panel_rows - before->panel_rows, now->panels - before->panels),
+           now->deadline_misses - before->deadline_misses);
+    printf("waits %s, runs %s, busy/spin %%:", time_text(now->queue.p99).text,
+           time_text(now->exec.p99).text);
     for (uint32_t i = 0; i < now->core_count; i++)
         print_core_shares(&before->cores[i], &now->cores[i], seconds);
     printf("\n");

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 """gemmd-top on a terminal of 80 x 24, and of other sizes: its keys sort, switch lists and end it, and
-give the cursor back; it outlives its worker; `--once --json` gives the same as numbers.
+give the cursor back; it outlives its worker; `--once --json` gives the same as numbers, and gemmctl
+stats --watch a line each second.
 
-usage: top_test.py GEMMD-TOP GEMMD-STRESS GEMMD
+usage: top_test.py GEMMD-TOP GEMMD-STRESS GEMMD GEMMCTL
 """
 import fcntl
 import json
@@ -18,7 +19,7 @@ import tempfile
 import termios
 import time
 
-TOP, STRESS, GEMMD = sys.argv[1:4]
+TOP, STRESS, GEMMD, CTL = sys.argv[1:5]
 HANG_S = 60
 KEYS = "j jobs  r rows  e compute"
 HEAD = {"sessions": "    ID      PID", "layers": "LAYER "}
@@ -183,6 +184,27 @@ def end(process):
     process.wait(HANG_S)
 
 
+WATCHED = re.compile(r" *(\d+) jobs/s +(\d+) rows/s +[\d.]+ GOPS while busy, +([\d.]+) rows per panel, "
+                     r"0 late, p99 so far: waits [\d.]+ \S+, runs [\d.]+ \S+, "
+                     r"busy/spin %:(?:  CPU\d+ +\d+/\d+)+\n")
+
+
+def start_watch(socket):
+    watch = subprocess.Popen([CTL, "--socket", socket, "stats", "--watch"], text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(2):
+        line = watch.stdout.readline()
+        found = WATCHED.fullmatch(line)
+        assert found and min(map(float, found.groups())) > 0, line
+    return watch
+
+
+def check_watch_end(watch):
+    """With its worker."""
+    _, errors = watch.communicate(timeout=HANG_S)
+    assert watch.returncode == 69 and "gone" in errors, errors
+
+
 def check_successor(screen, socket, worker):
     """A worker that ends is said to be gone; the next one is shown."""
     end(worker)
@@ -204,10 +226,15 @@ def main():
             screen = check_keys(socket)
             check_once(socket)
             check_no_terminal(socket)
+            watch = start_watch(socket)
+            for wrong in ("0", "2x", "-1", "3601", ""):
+                assert subprocess.run([CTL, "stats", "--watch=" + wrong], stderr=subprocess.PIPE,
+                                      check=False).returncode == 64
             assert all(process.poll() is None for process in (*load, worker))
             for process in load:
                 end(process)
             check_successor(screen, socket, worker)
+            check_watch_end(watch)
             check_end(screen)
         finally:
             for process in (*load, worker):

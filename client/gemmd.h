@@ -456,7 +456,7 @@ struct gemmd_stats {
     /* this session's own, counted in this process */
     uint64_t session_jobs, session_doorbells, session_sleeps, session_syscalls;
     uint64_t session_recoveries; /* workers it outlived */
-    /* the compute threads; the first core_count of them */
+    /* the compute threads; the first core_count of them.  A sleep counts when it ends */
     uint32_t core_count;
     struct gemmd_core_time {
         uint32_t cpu;

@@ -52,7 +52,7 @@ struct gemmd_histogram {
     X(layers_created, "control: layers packed")                                                    \
     X(layers_attached, "control: creations that found the layer present")                          \
     X(repinned, "control: threads put back on their CPU after a cpuset change")                    \
-    X(trace_lost, "events that found the trace's ring full")                                       \
+    X(trace_lost, "events that found the trace's ring or file full")                               \
     X(heartbeat, "grows while the dispatcher runs, at least every 100 ms")                         \
     X(verified, "jobs of which a row was checked (--verify-sample)")                               \
     X(verify_faults, "of these, found wrong and failed")
@@ -60,13 +60,13 @@ struct gemmd_histogram {
 /* Compute threads: the dispatcher is core 0. */
 #define GEMMD_STATS_CORES_MAX 256
 
-/* What one of them did with its time, ns; the rest of its life it was in none of the three for less
- * than one slice. */
+/* What one of them did with its time, ns: all of it but the stretch it is in, which is added at its
+ * end (a thread of the team may sleep for hours; the dispatcher wakes every 100 ms). */
 struct gemmd_core_stats {
     uint64_t cpu;
     uint64_t busy_ns;  /* in kernels */
     uint64_t spin_ns;  /* looking for work */
-    uint64_t sleep_ns; /* its CPU was free for others */
+    uint64_t sleep_ns; /* its CPU was free for others; added when it wakes */
 };
 
 struct gemmd_stats_page {

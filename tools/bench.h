@@ -39,6 +39,10 @@ struct bench_options {
 bool bench_parse_numbers(const char *text, const uint32_t *max, uint32_t *out, size_t count,
                          bool zero);
 
+/* Numbers of min to max separated by commas: how many, 0 when that is no such list. */
+uint32_t bench_parse_list(const char *text, uint32_t min, uint32_t max, uint32_t *out,
+                          uint32_t capacity);
+
 /* ---- machine (bench_machine.c) --------------------------------------------------------------- */
 
 enum bench_pages { BENCH_PAGES_HUGETLB, BENCH_PAGES_THP, BENCH_PAGES_SMALL };

@@ -34,6 +34,15 @@ static bool choose_cpus(struct command *command, const char *text)
     return true;
 }
 
+static bool parse_seconds(struct command *command, const char *text)
+{
+    char *end;
+
+    command->seconds = strtod(text, &end);
+    return end != text && !*end && command->seconds >= command->seconds_min &&
+           command->seconds <= (command->seconds_max > 0 ? command->seconds_max : 10);
+}
+
 /* False: wrong. */
 static bool apply(struct command *command, int id)
 {
@@ -45,8 +54,7 @@ static bool apply(struct command *command, int id)
     case COMMAND_ROUNDS:
         return bench_parse_numbers(optarg, &rounds_max, &command->rounds, 1, false);
     case COMMAND_SECONDS:
-        command->seconds = strtod(optarg, NULL);
-        return command->seconds >= command->seconds_min && command->seconds <= 10;
+        return parse_seconds(command, optarg);
     case COMMAND_CPUS:
         return choose_cpus(command, optarg);
     case COMMAND_LEVEL:
@@ -68,25 +76,60 @@ static bool apply(struct command *command, int id)
     }
 }
 
-bool command_parse(struct command *command, int argc, char **argv, int *status)
+/* With what --help says of the option. */
+static void complain(const struct command *command, const struct option *option)
 {
-    char mask[64];
-    int id;
+    char row[64];
+    const char *begin, *end;
 
-    command->client_cpu = UINT_MAX;
-    while ((id = getopt_long(argc, argv, "", command->options, NULL)) != -1) {
+    fprintf(stderr, "gemmd-bench: --%s %s: not what it takes; see gemmd-bench %s --help\n",
+            option->name, optarg ? optarg : "", command->name);
+    snprintf(row, sizeof(row), "\n  --%s ", option->name);
+    begin = strstr(command->usage, row);
+    if (!begin)
+        return;
+    end = begin;
+    do /* lines that are further in belong to it */
+        end += 1 + strcspn(end + 1, "\n");
+    while (strncmp(end, "\n     ", 6) == 0);
+    fprintf(stderr, "%.*s\n", (int)(end - begin - 1), begin + 1);
+}
+
+/* False: wrong, and said. */
+static bool read_options(struct command *command, int argc, char **argv, bool *help)
+{
+    int id, row;
+
+    while ((id = getopt_long(argc, argv, "", command->options, &row)) != -1) {
         if (id == COMMAND_HELP) {
-            fputs(command->usage, stdout);
-            *status = EX_OK;
+            *help = true;
+            return true;
+        }
+        if (id == '?') /* getopt has said it */
+            return false;
+        if (!apply(command, id)) {
+            complain(command, &command->options[row]);
             return false;
         }
-        if (!apply(command, id))
-            break;
     }
-    if (id != -1 || optind < argc) {
-        fprintf(stderr, "gemmd-bench: wrong option or value; see gemmd-bench %s --help\n",
-                command->name);
-        *status = EX_USAGE;
+    if (optind < argc)
+        fprintf(stderr, "gemmd-bench: %s: only options are expected; see gemmd-bench %s --help\n",
+                argv[optind], command->name);
+    return optind == argc;
+}
+
+bool command_parse(struct command *command, int argc, char **argv, int *status)
+{
+    bool help = false;
+    char mask[64];
+
+    command->client_cpu = UINT_MAX;
+    *status = EX_USAGE;
+    if (!read_options(command, argc, argv, &help))
+        return false;
+    if (help) {
+        fputs(command->usage, stdout);
+        *status = EX_OK;
         return false;
     }
     if (command->level) { /* a list is exactly these levels; one name is those below, too */

@@ -44,7 +44,7 @@ struct command {
     const struct option *options;
     uint32_t shape_max[3];
     bool empty_jobs; /* M may be 0 */
-    double seconds_min;
+    double seconds_min, seconds_max;
     bool (*apply)(void *owner, int id, const char *value); /* its own options; NULL: none */
     void *owner;
     /* what was given; 0, NULL, "" or UINT_MAX where nothing was */

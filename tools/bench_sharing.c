@@ -5,7 +5,6 @@
 #include "tools/bench_sharing.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +13,7 @@
 #include <sysexits.h>
 
 #include "client/gemmd.h"
-#include "tools/bench_worker.h"
+#include "tools/bench_command.h"
 
 static const char usage_text[] =
     "usage: gemmd-bench sharing [option ...]\n"
@@ -43,8 +42,8 @@ struct sharing_options {
     uint32_t layers, repetitions;
     double seconds;
     const char *plot;
-    struct bench_worker worker;
-    bool json;
+    bool attach; /* alone */
+    struct command command;
 };
 
 struct sharing_report {
@@ -95,7 +94,7 @@ static void run_worker(const struct sharing_report *report, const struct sharing
     bool known = gemmd_get_stats(report->session, &before) == 0;
 
     sharing_run(model, SHARING_WORKER, processes, report->options->seconds,
-                report->options->worker.socket, out);
+                report->options->command.worker.socket, out);
     out->weight_bytes = report->worker.pool_bytes_used;
     if (known && gemmd_get_stats(report->session, &after) == 0 && after.panels > before.panels)
         out->rows_per_panel = (double)(after.panel_rows - before.panel_rows) /
@@ -237,106 +236,73 @@ static int plot(const struct sharing_report *report)
 
 /* ---- command line ---------------------------------------------------------------------------- */
 
-/* Numbers of 1 to `max` separated by commas; how many, 0 when the text is wrong. */
-static uint32_t parse_list(const char *text, uint32_t *out, uint32_t capacity, unsigned long max)
-{
-    uint32_t count = 0;
-    char *end;
-
-    for (;; text = end + 1) {
-        unsigned long value = strtoul(text, &end, 10);
-
-        if (end == text || value < 1 || value > max || count == capacity)
-            return 0;
-        out[count++] = (uint32_t)value;
-        if (*end != ',')
-            return *end ? 0 : count;
-    }
-}
-
 static bool pin(const char *list)
 {
+    uint32_t numbers[256], count = bench_parse_list(list, 0, CPU_SETSIZE - 1, numbers, 256);
     cpu_set_t cpus;
-    char *end;
 
     CPU_ZERO(&cpus);
-    for (;; list = end + 1) {
-        unsigned long cpu = strtoul(list, &end, 10);
-
-        if (end == list || cpu >= CPU_SETSIZE || (*end && *end != ','))
-            return false;
-        CPU_SET(cpu, &cpus);
-        if (!*end)
-            return sched_setaffinity(0, sizeof(cpus), &cpus) == 0;
-    }
+    for (uint32_t i = 0; i < count; i++)
+        CPU_SET(numbers[i], &cpus);
+    return count && sched_setaffinity(0, sizeof(cpus), &cpus) == 0;
 }
 
-enum option_id { OPTION_PROCESSES = 256, OPTION_LAYERS, OPTION_SECONDS, OPTION_REPETITIONS,
-                 OPTION_CPUS, OPTION_WORKER, OPTION_WORKER_OPTION, OPTION_QUICK, OPTION_JSON,
-                 OPTION_PLOT, OPTION_ATTACH, OPTION_HELP };
+enum option_id { OPTION_PROCESSES = COMMAND_OWN, OPTION_LAYERS, OPTION_REPETITIONS, OPTION_CPUS,
+                 OPTION_PLOT, OPTION_ATTACH };
 
 static const struct option long_options[] = {
     {"processes", required_argument, NULL, OPTION_PROCESSES},
     {"layers", required_argument, NULL, OPTION_LAYERS},
-    {"seconds", required_argument, NULL, OPTION_SECONDS},
     {"repetitions", required_argument, NULL, OPTION_REPETITIONS},
     {"cpus", required_argument, NULL, OPTION_CPUS},
-    {"worker", required_argument, NULL, OPTION_WORKER},
-    {"worker-option", required_argument, NULL, OPTION_WORKER_OPTION},
-    {"quick", no_argument, NULL, OPTION_QUICK},
-    {"json", no_argument, NULL, OPTION_JSON},
     {"plot", required_argument, NULL, OPTION_PLOT},
     {"attach", no_argument, NULL, OPTION_ATTACH},
-    {"help", no_argument, NULL, OPTION_HELP},
-    {NULL, 0, NULL, 0},
+    COMMAND_ROW_SECONDS,
+    COMMAND_ROWS_LAST,
 };
 
-static void set_quick(struct sharing_options *options)
+static bool apply(void *owner, int id, const char *value)
 {
-    options->count_count = 2;
-    options->layers = 4;
-    options->repetitions = 1;
-    options->seconds = 0.2;
-}
+    struct sharing_options *options = owner;
 
-/* False: wrong. */
-static bool apply(struct sharing_options *options, int id)
-{
     switch (id) {
     case OPTION_PROCESSES:
-        options->count_count = parse_list(optarg, options->processes, SHARING_COUNTS_MAX,
-                                          SHARING_PROCESSES_MAX);
+        options->count_count = bench_parse_list(value, 1, SHARING_PROCESSES_MAX,
+                                                options->processes, SHARING_COUNTS_MAX);
         return options->count_count != 0;
     case OPTION_LAYERS:
-        return parse_list(optarg, &options->layers, 1, SHARING_LAYERS_MAX) == 1 &&
+        return bench_parse_list(value, 2, SHARING_LAYERS_MAX, &options->layers, 1) == 1 &&
                options->layers % 2 == 0;
-    case OPTION_SECONDS:
-        options->seconds = strtod(optarg, NULL);
-        return options->seconds >= 0.05 && options->seconds <= 60;
     case OPTION_REPETITIONS:
-        return parse_list(optarg, &options->repetitions, 1, SHARING_REPETITIONS_MAX) == 1;
+        return bench_parse_list(value, 1, SHARING_REPETITIONS_MAX, &options->repetitions, 1) == 1;
     case OPTION_CPUS:
-        return pin(optarg);
-    case OPTION_WORKER:
-        options->worker.program = optarg;
-        return true;
-    case OPTION_WORKER_OPTION:
-        return bench_worker_argument(&options->worker, optarg);
-    case OPTION_QUICK:
-        set_quick(options);
-        return true;
-    case OPTION_JSON:
-        options->json = true;
-        return true;
+        return pin(value);
     case OPTION_PLOT:
-        options->plot = optarg;
-        return true;
-    case OPTION_ATTACH:
-        options->count_count = 0;
+        options->plot = value;
         return true;
     default:
-        return false;
+        options->attach = true;
+        return true;
     }
+}
+
+/* What was not given. */
+static void complete(struct sharing_options *options)
+{
+    static const uint32_t processes[] = {1, 2, 4, 8, 16};
+    const struct command *command = &options->command;
+
+    if (!options->count_count) {
+        options->count_count = command->quick ? 2 : 5;
+        memcpy(options->processes, processes, sizeof(processes));
+    }
+    if (options->attach)
+        options->count_count = 0;
+    if (!options->layers)
+        options->layers = command->quick ? 4 : SHARING_LAYERS_MAX;
+    if (!options->repetitions)
+        options->repetitions = command->quick ? 1 : 5;
+    options->seconds = command->seconds > 0 ? command->seconds : command->quick ? 0.2 : 1;
 }
 
 /* ---- all of it ------------------------------------------------------------------------------- */
@@ -354,23 +320,23 @@ static int measure(struct sharing_report *report, struct sharing_model *model)
 {
     int code = 0;
 
-    report->session = sharing_upload(model, report->options->worker.socket);
+    report->session = sharing_upload(model, report->options->command.worker.socket);
     if (!report->session || gemmd_get_info(report->session, &report->worker) < 0)
         return EX_UNAVAILABLE;
     model->kernel = report->worker.kernel;
-    if (!report->options->json)
+    if (!report->options->command.json)
         print_head(report);
     for (uint32_t i = 0; i < report->options->count_count; i++) {
         measure_count(report, model, i);
-        if (!report->options->json)
+        if (!report->options->command.json)
             print_count(report, i);
         if (!agree(report, i)) {
             fprintf(stderr, "gemmd-bench: the worker and its kernel in process disagree\n");
             code = EX_SOFTWARE;
         }
     }
-    sharing_attach(model, report->options->worker.socket, &report->attach);
-    if (!report->options->json)
+    sharing_attach(model, report->options->command.worker.socket, &report->attach);
+    if (!report->options->command.json)
         print_attach(&report->attach);
     if (!report->attach.ran || report->attach.bytes_new) {
         fprintf(stderr, "gemmd-bench: the model was not shared with another process\n");
@@ -382,33 +348,32 @@ static int measure(struct sharing_report *report, struct sharing_model *model)
 
 int bench_sharing(int argc, char **argv)
 {
-    struct sharing_options options = {.processes = {1, 2, 4, 8, 16},
-                                      .count_count = 5,
-                                      .layers = SHARING_LAYERS_MAX,
-                                      .repetitions = 5,
-                                      .seconds = 1,
-                                      .worker = {.arguments = {"--pool-bytes", "512M"},
-                                                 .argument_count = 2}};
+    struct sharing_options options = {
+        .command = {.name = "sharing",
+                    .usage = usage_text,
+                    .options = long_options,
+                    .seconds_min = 0.05,
+                    .seconds_max = 60,
+                    .apply = apply,
+                    .owner = &options,
+                    .worker = {.arguments = {"--pool-bytes", "512M"}, .argument_count = 2}}};
+    struct bench_worker *worker = &options.command.worker;
     static struct sharing_report report;
     static struct sharing_model model;
-    int id, code = EX_UNAVAILABLE;
+    int code;
 
-    while ((id = getopt_long(argc, argv, "", long_options, NULL)) != -1)
-        if (id == OPTION_HELP) {
-            fputs(usage_text, stdout);
-            return EX_OK;
-        } else if (!apply(&options, id)) {
-            fprintf(stderr, "gemmd-bench: wrong option or value; see gemmd-bench sharing --help\n");
-            return EX_USAGE;
-        }
+    if (!command_parse(&options.command, argc, argv, &code))
+        return code;
+    complete(&options);
+    code = EX_UNAVAILABLE;
     report.options = &options;
     sharing_peer_exists(&report.peer);
     if (!make_model(&model, options.layers))
         return EX_SOFTWARE;
-    if (bench_worker_start(&options.worker))
+    if (bench_worker_start(worker))
         code = measure(&report, &model);
-    bench_worker_stop(&options.worker);
-    if (code == 0 && options.json)
+    bench_worker_stop(worker);
+    if (code == 0 && options.command.json)
         print_json(&report);
     if (code == 0 && options.plot && plot(&report) < 0) {
         fprintf(stderr, "gemmd-bench: no plot in %s\n", options.plot);

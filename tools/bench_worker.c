@@ -59,8 +59,54 @@ static void exec_worker(const struct bench_worker *worker, int ready_fd)
     _exit(EX_UNAVAILABLE);
 }
 
+static void remove_directory(const struct bench_worker *worker)
+{
+    char lock[128];
+
+    snprintf(lock, sizeof(lock), "%s.lock", worker->socket);
+    unlink(worker->socket); /* there only if the worker was killed */
+    unlink(lock);
+    rmdir(worker->directory);
+}
+
+/* The worker's parent, which ends the worker and removes its directory: at SIGTERM, which comes
+ * from bench_worker_stop or when the benchmark has died of whatever; or when the worker ends.
+ * Signals from the terminal are for the others. */
+static void keep_worker(const struct bench_worker *worker, pid_t bench, int ready_fd)
+{
+    sigset_t signals, before;
+    pid_t pid;
+    int number;
+
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);
+    sigaddset(&signals, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &signals, &before);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != bench)
+        raise(SIGTERM); /* it died before that */
+    pid = fork();
+    if (pid == 0) {
+        sigprocmask(SIG_SETMASK, &before, NULL);
+        exec_worker(worker, ready_fd);
+    }
+    close(ready_fd);
+    do
+        sigwait(&signals, &number);
+    while (number != SIGTERM && number != SIGCHLD && pid > 0);
+    if (pid > 0) {
+        kill(pid, SIGTERM);
+        waitpid(pid, NULL, 0);
+    }
+    remove_directory(worker);
+    _exit(0);
+}
+
 bool bench_worker_start(struct bench_worker *worker)
 {
+    pid_t bench = getpid();
     int ready[2];
     char byte;
     bool is_ready;
@@ -71,26 +117,23 @@ bool bench_worker_start(struct bench_worker *worker)
         return false;
     }
     snprintf(worker->socket, sizeof(worker->socket), "%s/worker.sock", worker->directory);
-    worker->pid = fork();
-    if (worker->pid == 0) {
+    worker->keeper = fork();
+    if (worker->keeper == 0) {
         close(ready[0]);
-        exec_worker(worker, ready[1]);
+        keep_worker(worker, bench, ready[1]);
     }
     close(ready[1]);
-    is_ready = worker->pid > 0 && read(ready[0], &byte, 1) == 1;
+    is_ready = worker->keeper > 0 && read(ready[0], &byte, 1) == 1;
     close(ready[0]);
     return is_ready;
 }
 
 void bench_worker_stop(struct bench_worker *worker)
 {
-    char lock[128];
-
-    if (worker->pid > 0) {
-        kill(worker->pid, SIGTERM);
-        waitpid(worker->pid, NULL, 0);
+    if (worker->keeper > 0) {
+        kill(worker->keeper, SIGTERM);
+        waitpid(worker->keeper, NULL, 0);
+    } else if (*worker->socket) {
+        remove_directory(worker);
     }
-    snprintf(lock, sizeof(lock), "%s.lock", worker->socket);
-    unlink(lock);
-    rmdir(worker->directory);
 }

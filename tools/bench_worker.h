@@ -1,4 +1,4 @@
-/* A private worker for a benchmark, in a directory of its own; it dies with this process. */
+/* A private worker for a benchmark, in a directory of its own; both go with this process. */
 #ifndef GEMMD_TOOLS_BENCH_WORKER_H
 #define GEMMD_TOOLS_BENCH_WORKER_H
 
@@ -12,7 +12,7 @@ struct bench_worker {
     const char *program; /* NULL: $GEMMD_WORKER, else gemmd beside this program, else in PATH */
     const char *arguments[BENCH_WORKER_ARGUMENTS_MAX];
     uint32_t argument_count;
-    pid_t pid;
+    pid_t keeper; /* the process between this one and the worker */
     char directory[64], socket[96];
 };
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sysexits.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tools/gemmctl.h"
@@ -156,24 +157,40 @@ static int run_sessions(struct gemmctl *ctl)
     return error;
 }
 
+static double now_s(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
 /* Until the worker is gone or the output cannot be written. */
 static int watch_stats(struct gemmctl *ctl, struct gemmd_stats *before)
 {
+    double before_s = now_s();
+
     for (;;) {
         struct gemmd_stats now;
+        struct gemmd_info info;
+        double at_s;
         int error;
 
         sleep(ctl->watch_s);
-        error = gemmd_get_stats(ctl->session, &now);
+        error = gemmd_get_info(ctl->session, &info); /* a dead worker's page can still be read */
+        if (error == 0)
+            error = gemmd_get_stats(ctl->session, &now);
+        at_s = now_s();
         if (error < 0)
             return error;
         if (ctl->json)
             error = gemmctl_json_stats(&now);
         else
-            gemmctl_text_watch(before, &now, ctl->watch_s);
+            gemmctl_text_watch(before, &now, at_s - before_s);
         if (error < 0 || fflush(stdout) != 0)
             return error;
         *before = now;
+        before_s = at_s;
     }
 }
 
@@ -266,6 +283,15 @@ static int run_command(struct gemmctl *ctl, const struct command *command)
     return status;
 }
 
+static bool parse_seconds(const char *text, unsigned *out)
+{
+    char *end;
+    unsigned long value = strtoul(text, &end, 10);
+
+    *out = (unsigned)value;
+    return *text >= '0' && *text <= '9' && !*end && value >= 1 && value <= 3600;
+}
+
 int main(int argc, char **argv)
 {
     static const struct option long_options[] = {
@@ -287,8 +313,7 @@ int main(int argc, char **argv)
             ctl.json = true;
             break;
         case 'w':
-            ctl.watch_s = optarg ? (unsigned)strtoul(optarg, NULL, 10) : 1;
-            if (ctl.watch_s < 1 || ctl.watch_s > 3600) {
+            if (!parse_seconds(optarg ? optarg : "1", &ctl.watch_s)) {
                 fprintf(stderr, "gemmctl: --watch=%s: give 1 to 3600 seconds\n", optarg);
                 return EX_USAGE;
             }

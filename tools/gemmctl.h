@@ -38,7 +38,7 @@ void gemmctl_text_sessions(const struct gemmd_session_info *sessions, size_t cou
 void gemmctl_text_stats(const struct gemmd_stats *stats);
 /* One line: what happened between the two. */
 void gemmctl_text_watch(const struct gemmd_stats *before, const struct gemmd_stats *now,
-                        unsigned seconds);
+                        double seconds);
 
 /* Each prints one JSON document.  0 or -ENOMEM. */
 int gemmctl_json_info(const struct gemmd_info *info);

@@ -233,28 +233,30 @@ void gemmctl_text_stats(const struct gemmd_stats *stats)
     print_cores(stats);
 }
 
-/* The shares of `now` in the time since `before`, per cent. */
+/* Of the time that has passed, per cent; what a thread sleeps is on the page only once it wakes. */
 static void print_core_shares(const struct gemmd_core_time *before,
-                              const struct gemmd_core_time *now)
+                              const struct gemmd_core_time *now, double seconds)
 {
-    double busy = (double)(now->busy_ns - before->busy_ns);
-    double spin = (double)(now->spin_ns - before->spin_ns);
-    double all = busy + spin + (double)(now->sleep_ns - before->sleep_ns);
-
-    printf("  CPU%" PRIu32 " %3.0f/%.0f", now->cpu, all > 0 ? 100 * busy / all : 0.0,
-           all > 0 ? 100 * spin / all : 0.0);
+    printf("  CPU%" PRIu32 " %3.0f/%.0f", now->cpu,
+           (double)(now->busy_ns - before->busy_ns) / seconds / 1e7,
+           (double)(now->spin_ns - before->spin_ns) / seconds / 1e7);
 }
 
 void gemmctl_text_watch(const struct gemmd_stats *before, const struct gemmd_stats *now,
-                        unsigned seconds)
+                        double seconds)
 {
     uint64_t exec_ns = now->exec_ns - before->exec_ns;
 
-    printf("%10.0f jobs/s %10.0f rows/s %7.1f GOPS while busy, %5.2f rows per panel, busy/spin %%:",
-           ratio(now->jobs - before->jobs, seconds), ratio(now->rows - before->rows, seconds),
+    printf("%10.0f jobs/s %10.0f rows/s %7.1f GOPS while busy, %5.2f rows per panel, %" PRIu64
+           " late, p99 so far: ",
+           (double)(now->jobs - before->jobs) / seconds,
+           (double)(now->rows - before->rows) / seconds,
            2 * ratio(now->macs - before->macs, exec_ns),
-           ratio(now->panel_rows - before->panel_rows, now->panels - before->panels));
+           ratio(now->panel_rows - before->panel_rows, now->panels - before->panels),
+           now->deadline_misses - before->deadline_misses);
+    printf("waits %s, runs %s, busy/spin %%:", time_text(now->queue.p99).text,
+           time_text(now->exec.p99).text);
     for (uint32_t i = 0; i < now->core_count; i++)
-        print_core_shares(&before->cores[i], &now->cores[i]);
+        print_core_shares(&before->cores[i], &now->cores[i], seconds);
     printf("\n");
 }

@@ -31,7 +31,7 @@ static const char usage_text[] =
     "  --shape M,N,K     only this shape; may be repeated\n"
     "  --group NAME      only the built-in shapes of this group; --list shows them\n"
     "  --list            print the built-in shapes and end\n"
-    "  --quick           six shapes, short samples\n"
+    "  --quick           six shapes (or those given), short samples\n"
     "  --rounds R        rounds whose median counts, 1 to 31 (default 7; quick: 3)\n"
     "  --threads T       1, or 2: also on two threads (default 2 where there are two CPUs)\n"
     "  --cpu A[,B]       the CPUs to pin to (default: the first ones allowed)\n"
@@ -84,25 +84,42 @@ static int complain(const char *what, const char *value)
     return EX_USAGE;
 }
 
+/* What follows the number; NULL: it is none, or not one of min to max. */
+static const char *parse_number(const char *text, uint32_t min, uint32_t max, uint32_t *out)
+{
+    char *end;
+    unsigned long value;
+
+    if (*text < '0' || *text > '9')
+        return NULL;
+    value = strtoul(text, &end, 10); /* ULONG_MAX if it is larger */
+    *out = (uint32_t)value;
+    return value >= min && value <= max ? end : NULL;
+}
+
 bool bench_parse_numbers(const char *text, const uint32_t *max, uint32_t *out, size_t count,
                          bool zero)
 {
     for (size_t i = 0; i < count; i++) {
-        char *end;
-        unsigned long value;
-
-        if (*text < '0' || *text > '9')
+        text = parse_number(text, !zero, max[i], &out[i]);
+        if (!text || *text != (i + 1 < count ? ',' : '\0'))
             return false;
-        errno = 0;
-        value = strtoul(text, &end, 10);
-        if (errno || value > max[i] || (!zero && value == 0))
-            return false;
-        if (*end != (i + 1 < count ? ',' : '\0'))
-            return false;
-        out[i] = (uint32_t)value;
-        text = end + 1;
+        text++;
     }
     return true;
+}
+
+uint32_t bench_parse_list(const char *text, uint32_t min, uint32_t max, uint32_t *out,
+                          uint32_t capacity)
+{
+    for (uint32_t count = 0; count < capacity; text++) {
+        text = parse_number(text, min, max, &out[count++]);
+        if (!text || (*text && *text != ','))
+            return 0;
+        if (!*text)
+            return count;
+    }
+    return 0;
 }
 
 static int add_shape(struct bench_options *options, const char *text)
@@ -213,8 +230,8 @@ static int complete(struct bench_options *options, const char *group)
         return complain("this process may use one CPU only", "--threads");
     if (!options->rounds)
         options->rounds = options->quick ? ROUNDS_QUICK : ROUNDS;
-    if (!options->shape_count)
-        options->shape_count = bench_shapes(options->shapes, options->quick);
+    if (!options->shape_count) /* the quick ones are of no group */
+        options->shape_count = bench_shapes(options->shapes, options->quick && !group);
     if (group)
         keep_group(options, group);
     return options->shape_count ? 0 : complain("no shapes in the group", group ? group : "");

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sysexits.h>
 #include <termios.h>
 #include <time.h>
@@ -30,12 +31,11 @@ static const char usage_text[] =
     "keys: j jobs/s, r rows/s, e compute, w waiting p99, i id; l layers, s sessions; q ends\n"
     "exit status: 0 ok, 64 usage, 69 no worker answers, 70 internal\n";
 
-static volatile sig_atomic_t ended;
+static volatile sig_atomic_t ended, stopped, resized;
 
 static void on_signal(int number)
 {
-    (void)number;
-    ended = 1;
+    *(number == SIGTSTP ? &stopped : number == SIGWINCH ? &resized : &ended) = 1;
 }
 
 static uint64_t now_ns(void)
@@ -74,15 +74,21 @@ static int look(struct gemmd *session, struct top_look *out)
 /* ---- the terminal ---------------------------------------------------------------------------- */
 
 static struct termios terminal_before;
-static bool terminal_changed;
+static bool has_keys;
+
+static bool can_draw(void)
+{
+    const char *terminal = getenv("TERM");
+
+    return isatty(STDOUT_FILENO) && (!terminal || strcmp(terminal, "dumb") != 0);
+}
 
 static void restore_terminal(void)
 {
-    if (!terminal_changed)
-        return;
-    tcsetattr(STDIN_FILENO, TCSANOW, &terminal_before);
+    if (has_keys)
+        tcsetattr(STDIN_FILENO, TCSANOW, &terminal_before);
     fputs("\033[?25h\n", stdout);
-    terminal_changed = false;
+    fflush(stdout);
 }
 
 /* Keys without return, no echo, no cursor. */
@@ -90,13 +96,34 @@ static void prepare_terminal(void)
 {
     struct termios raw;
 
-    if (!isatty(STDIN_FILENO) || tcgetattr(STDIN_FILENO, &terminal_before) < 0)
-        return;
+    has_keys = tcgetattr(STDIN_FILENO, &terminal_before) == 0;
     raw = terminal_before;
     raw.c_lflag &= ~(tcflag_t)(ICANON | ECHO);
-    tcsetattr(STDIN_FILENO, TCSANOW, &raw);
-    terminal_changed = true;
+    if (has_keys)
+        tcsetattr(STDIN_FILENO, TCSANOW, &raw);
     fputs("\033[?25l\033[2J", stdout);
+}
+
+/* How much of the screen there is. */
+static void fit_terminal(struct top_view *view)
+{
+    struct winsize size = {0};
+
+    ioctl(STDOUT_FILENO, TIOCGWINSZ, &size); /* 0: it does not say */
+    view->columns = size.ws_col && size.ws_col < TOP_COLUMNS ? size.ws_col : TOP_COLUMNS;
+    view->lines = size.ws_row && size.ws_row < TOP_LINES ? size.ws_row : TOP_LINES;
+    if (resized)
+        fputs("\033[2J", stdout);
+    resized = 0;
+}
+
+/* The shell gets its terminal as it was. */
+static void stop_here(void)
+{
+    stopped = 0;
+    restore_terminal();
+    raise(SIGSTOP);
+    prepare_terminal();
 }
 
 static void take_key(struct top_view *view, char key)
@@ -112,14 +139,18 @@ static void take_key(struct top_view *view, char key)
         ended = 1;
 }
 
-/* Waits for the interval's end; a key ends it early. */
+/* Waits for the interval's end; a key or a signal ends it early. */
 static void wait_interval(struct top_view *view, uint64_t interval_ns)
 {
-    struct pollfd input = {.fd = terminal_changed ? STDIN_FILENO : -1, .events = POLLIN};
+    struct pollfd input = {.fd = has_keys && !view->once ? STDIN_FILENO : -1, .events = POLLIN};
     char key;
 
-    if (poll(&input, 1, (int)(interval_ns / 1000000)) > 0 && read(STDIN_FILENO, &key, 1) == 1)
+    if (poll(&input, 1, (int)(interval_ns / 1000000)) <= 0)
+        return;
+    if (read(STDIN_FILENO, &key, 1) == 1)
         take_key(view, key);
+    else
+        ended = 1; /* the terminal is gone */
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */
@@ -130,32 +161,49 @@ static int fail(const struct gemmd *session)
     return EX_UNAVAILABLE;
 }
 
-static int watch(struct gemmd *session, struct top_view *view, uint64_t interval_ns)
-{
-    static struct top_look looks[2];
-    int before = 0;
+static struct top_look looks[2];
 
+static int look_once(struct gemmd *session, struct top_view *view, uint64_t interval_ns)
+{
     if (look(session, &looks[0]) < 0)
         return fail(session);
-    while (!ended) {
-        if (view->once) {
-            const struct timespec span = {(time_t)(interval_ns / 1000000000u),
-                                          (long)(interval_ns % 1000000000u)};
-
-            nanosleep(&span, NULL);
-        } else {
-            wait_interval(view, interval_ns);
-        }
-        if (look(session, &looks[1 - before]) < 0)
-            return fail(session);
-        if (view->json)
-            return top_json(view, &looks[before], &looks[1 - before]) < 0 ? EX_SOFTWARE : EX_OK;
-        top_draw(view, &looks[before], &looks[1 - before]);
-        if (view->once)
-            return EX_OK;
-        before = 1 - before;
-    }
+    wait_interval(view, interval_ns);
+    if (look(session, &looks[1]) < 0)
+        return fail(session);
+    if (view->json)
+        return top_json(view, &looks[0], &looks[1]) < 0 ? EX_SOFTWARE : EX_OK;
+    top_draw(view, &looks[0], &looks[1]);
     return EX_OK;
+}
+
+/* A worker may go away and another come: then the first look at that one is the one to compare
+ * with. */
+static void watch(struct gemmd **session, const struct gemmd_options *options,
+                  struct top_view *view, uint64_t interval_ns)
+{
+    bool has_look = look(*session, &looks[0]) == 0;
+    int before = 0;
+
+    while (!ended) {
+        wait_interval(view, interval_ns);
+        if (stopped)
+            stop_here();
+        fit_terminal(view);
+        if (!*session && gemmd_connect(options, session) < 0) {
+            top_draw_message(view, gemmd_error_text(NULL));
+            continue;
+        }
+        if (look(*session, &looks[1 - before]) < 0) {
+            top_draw_message(view, gemmd_error_text(*session));
+            gemmd_close(session);
+            has_look = false;
+            continue;
+        }
+        before = 1 - before;
+        if (has_look)
+            top_draw(view, &looks[1 - before], &looks[before]);
+        has_look = true;
+    }
 }
 
 static bool parse_sort(const char *text, enum top_sort *out)
@@ -217,7 +265,8 @@ static int parse(int argc, char **argv, struct top_view *view, const char **sock
 
 int main(int argc, char **argv)
 {
-    struct top_view view = {.sort = TOP_SORT_EXEC};
+    struct top_view view = {.sort = TOP_SORT_EXEC, .columns = TOP_COLUMNS, .lines = TOP_LINES};
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGWINCH};
     const struct sigaction action = {.sa_handler = on_signal};
     struct gemmd_options options;
     struct gemmd *session = NULL;
@@ -228,16 +277,23 @@ int main(int argc, char **argv)
     status = parse(argc, argv, &view, &options.socket, &interval_s);
     if (status)
         return status < 0 ? EX_OK : status;
+    if (!view.once && !can_draw()) {
+        fputs("gemmd-top: the output is not a terminal to draw on; see --once\n", stderr);
+        return EX_USAGE;
+    }
     options.autostart = 0;
     options.control_only = 1;
     if (gemmd_connect(&options, &session) < 0)
         return fail(NULL);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    if (!view.once)
+    if (view.once) {
+        status = look_once(session, &view, (uint64_t)(interval_s * 1e9));
+    } else {
+        for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
+            sigaction(signals[i], &action, NULL);
         prepare_terminal();
-    status = watch(session, &view, (uint64_t)(interval_s * 1e9));
-    restore_terminal();
+        watch(&session, &options, &view, (uint64_t)(interval_s * 1e9));
+        restore_terminal();
+    }
     gemmd_close(&session);
     return fflush(stdout) == 0 ? status : EX_SOFTWARE;
 }

@@ -8,7 +8,8 @@
 
 #include "client/gemmd.h"
 
-enum { TOP_LIST_MAX = 1200, TOP_COLUMNS = 80, TOP_LINES = 24 };
+/* As many layers as a worker may have, which are more than sessions. */
+enum { TOP_LIST_MAX = 4096, TOP_COLUMNS = 80, TOP_LINES = 24 };
 
 /* The keys j r e w i, in this order. */
 enum top_sort { TOP_SORT_JOBS, TOP_SORT_ROWS, TOP_SORT_EXEC, TOP_SORT_WAIT, TOP_SORT_ID };
@@ -16,6 +17,7 @@ enum top_sort { TOP_SORT_JOBS, TOP_SORT_ROWS, TOP_SORT_EXEC, TOP_SORT_WAIT, TOP_
 struct top_view {
     enum top_sort sort;
     bool layers, once, json;
+    unsigned columns, lines; /* of the terminal, TOP_COLUMNS and TOP_LINES at most */
 };
 
 struct top_look {
@@ -43,6 +45,13 @@ uint32_t top_rows(const struct top_view *view, const struct top_look *before,
 
 void top_draw(const struct top_view *view, const struct top_look *before,
               const struct top_look *now);
+/* In place of a picture. */
+void top_draw_message(const struct top_view *view, const char *text);
+/* What the thread did in so many ns: all that it was neither busy nor spinning it slept (the page
+ * says so only once it wakes, and then of all the sleep). */
+struct gemmd_core_time top_core(const struct gemmd_core_time *before,
+                                const struct gemmd_core_time *now, uint64_t span_ns);
+
 /* 0 or -ENOMEM. */
 int top_json(const struct top_view *view, const struct top_look *before,
              const struct top_look *now);

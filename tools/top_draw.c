@@ -120,20 +120,49 @@ uint32_t top_rows(const struct top_view *view, const struct top_look *before,
     return count;
 }
 
+struct gemmd_core_time top_core(const struct gemmd_core_time *before,
+                                const struct gemmd_core_time *now, uint64_t span_ns)
+{
+    uint64_t busy_ns = now->busy_ns - before->busy_ns, spin_ns = now->spin_ns - before->spin_ns;
+
+    busy_ns = busy_ns < span_ns ? busy_ns : span_ns;
+    spin_ns = spin_ns < span_ns - busy_ns ? spin_ns : span_ns - busy_ns;
+    return (struct gemmd_core_time){.cpu = now->cpu, .busy_ns = busy_ns, .spin_ns = spin_ns,
+                                    .sleep_ns = span_ns - busy_ns - spin_ns};
+}
+
 /* ---- lines ----------------------------------------------------------------------------------- */
 
-/* One line of the screen: cut at its width, cleared to its end. */
-static void line(bool plain, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static unsigned line_count; /* of the picture so far */
 
-static void line(bool plain, const char *format, ...)
+/* One line of the screen: cut at its width, cleared to its end; none below the terminal's. */
+static void line(const struct top_view *view, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+static void line(const struct top_view *view, const char *format, ...)
 {
     char text[TOP_COLUMNS + 1];
     va_list arguments;
 
+    if (!view->once && line_count >= view->lines)
+        return;
     va_start(arguments, format);
-    vsnprintf(text, sizeof(text), format, arguments);
+    vsnprintf(text, view->columns + 1, format, arguments);
     va_end(arguments);
-    printf("%s%s\n", text, plain ? "" : "\033[K");
+    if (view->once)
+        printf("%s\n", text);
+    else
+        printf("%s%s\033[K", line_count++ ? "\n" : "\033[H", text);
+}
+
+/* Empty lines up to the last one, which has the keys. */
+static void end_picture(const struct top_view *view)
+{
+    while (line_count + 1 < view->lines)
+        line(view, "%s", "");
+    line(view, "j jobs  r rows  e compute  w waiting  i id   l layers  s sessions   q quit");
+    line_count = 0;
+    fflush(stdout);
 }
 
 static const char *time_text(uint64_t ns, char out[16])
@@ -150,12 +179,11 @@ static const char *time_text(uint64_t ns, char out[16])
 }
 
 /* Busy '#', spinning '.', asleep ' '. */
-static void core_line(bool plain, const struct gemmd_core_time *before,
-                      const struct gemmd_core_time *now, bool dispatcher)
+static void core_line(const struct top_view *view, const struct gemmd_core_time *core,
+                      bool dispatcher)
 {
-    double busy = top_rate(before->busy_ns, now->busy_ns, 1);
-    double spin = top_rate(before->spin_ns, now->spin_ns, 1);
-    double all = busy + spin + top_rate(before->sleep_ns, now->sleep_ns, 1);
+    double busy = (double)core->busy_ns, spin = (double)core->spin_ns;
+    double all = busy + spin + (double)core->sleep_ns;
     char bar[BAR + 1];
 
     if (all <= 0)
@@ -166,11 +194,12 @@ static void core_line(bool plain, const struct gemmd_core_time *before,
         bar[i] = at < busy ? '#' : at < busy + spin ? '.' : ' ';
     }
     bar[BAR] = '\0';
-    line(plain, "CPU %-3u [%s] busy %5.1f %%  spin %5.1f %%  %s", now->cpu, bar, 100 * busy / all,
+    line(view, "CPU %-3u [%s] busy %5.1f %%  spin %5.1f %%  %s", core->cpu, bar, 100 * busy / all,
          100 * spin / all, dispatcher ? "dispatcher" : "team");
 }
 
-static void draw_head(bool plain, const struct top_look *before, const struct top_look *now)
+static void draw_head(const struct top_view *view, const struct top_look *before,
+                      const struct top_look *now)
 {
     const struct gemmd_stats *a = &before->stats, *b = &now->stats;
     double seconds = (double)(now->at_ns - before->at_ns) / 1e9;
@@ -178,18 +207,18 @@ static void draw_head(bool plain, const struct top_look *before, const struct to
     double exec_ns = top_rate(a->exec_ns, b->exec_ns, 1);
     char text[4][16];
 
-    line(plain, "gemmd %s pid %u node %d, %s, %u sessions, %u layers, up %" PRIu64 " s",
+    line(view, "gemmd %s pid %u node %d, %s, %u sessions, %u layers, up %" PRIu64 " s",
          now->info.worker_version, now->info.pid, now->info.node, now->info.level,
          now->info.session_count, now->info.layer_count, now->info.uptime_ns / 1000000000);
-    line(plain, "%.0f jobs/s  %.0f rows/s  %.1f GOPS while busy  weights %.1f MiB",
+    line(view, "%.0f jobs/s  %.0f rows/s  %.1f GOPS while busy  weights %.1f MiB",
          top_rate(a->jobs, b->jobs, seconds), top_rate(a->rows, b->rows, seconds),
          exec_ns > 0 ? 2 * top_rate(a->macs, b->macs, 1) / exec_ns : 0,
          (double)now->info.pool_bytes_used / (1 << 20));
-    line(plain, "%.2f rows per panel  %.0f %% of slices shared  %.0f %% on the team",
+    line(view, "%.2f rows per panel  %.0f %% of slices shared  %.0f %% on the team",
          panels > 0 ? top_rate(a->panel_rows, b->panel_rows, 1) / panels : 0,
          slices > 0 ? 100 * top_rate(a->shared_slices, b->shared_slices, 1) / slices : 0,
          slices > 0 ? 100 * top_rate(a->team_slices, b->team_slices, 1) / slices : 0);
-    line(plain, "waits %s, p99 %s; runs %s, p99 %s; %" PRIu64 " late %" PRIu64
+    line(view, "waits %s, p99 %s; runs %s, p99 %s; %" PRIu64 " late %" PRIu64
          " cancelled %" PRIu64 " rescues",
          time_text(b->queue.p50, text[0]), time_text(b->queue.p99, text[1]),
          time_text(b->exec.p50, text[2]), time_text(b->exec.p99, text[3]), b->deadline_misses,
@@ -201,45 +230,47 @@ static void draw_row(const struct top_view *view, const struct top_row *row)
     char text[3][16];
 
     if (view->layers)
-        line(view->once, "%-25s %4u %9.0f %10.0f %6.1f %5.2f %7s %7s", row->name, row->references,
+        line(view, "%-25s %4u %9.0f %10.0f %6.1f %5.2f %7s %7s", row->name, row->references,
              row->jobs_per_s, row->rows_per_s, 100 * row->exec_share, row->rows_per_panel,
              time_text(row->queue_p99_ns, text[0]), time_text(row->exec_p99_ns, text[1]));
     else
-        line(view->once, "%6" PRIu64 " %8" PRIu64 " %9.0f %10.0f %6.1f %5u %7s %7s %7s %6" PRIu64,
+        line(view, "%6" PRIu64 " %8" PRIu64 " %9.0f %10.0f %6.1f %5u %7s %7s %7s %6" PRIu64,
              row->id, row->pid, row->jobs_per_s, row->rows_per_s, 100 * row->exec_share,
              row->in_flight, time_text(row->queue_p50_ns, text[0]),
              time_text(row->queue_p99_ns, text[1]), time_text(row->exec_p99_ns, text[2]),
              row->missed);
 }
 
+void top_draw_message(const struct top_view *view, const char *text)
+{
+    line(view, "gemmd-top: %s", text);
+    end_picture(view);
+}
+
 void top_draw(const struct top_view *view, const struct top_look *before,
               const struct top_look *now)
 {
     static struct top_row rows[TOP_LIST_MAX];
-    uint32_t count = top_rows(view, before, now, rows), cores = now->stats.core_count, used = 7;
+    uint32_t count = top_rows(view, before, now, rows), cores = now->stats.core_count;
 
-    if (!view->once)
-        fputs("\033[H", stdout);
-    draw_head(view->once, before, now);
+    draw_head(view, before, now);
     if (cores > CORE_LINES_MAX)
         cores = CORE_LINES_MAX;
-    for (uint32_t i = 0; i < cores; i++)
-        core_line(view->once, &before->stats.cores[i], &now->stats.cores[i], i == 0);
-    used += cores;
-    line(view->once, "%s", "");
+    for (uint32_t i = 0; i < cores; i++) {
+        const struct gemmd_core_time core = top_core(&before->stats.cores[i], &now->stats.cores[i],
+                                                     now->at_ns - before->at_ns);
+
+        core_line(view, &core, i == 0);
+    }
+    line(view, "%s", "");
     if (view->layers)
-        line(view->once, "%-25s %4s %9s %10s %6s %5s %7s %7s", "LAYER", "REFS", "JOBS/S", "ROWS/S",
+        line(view, "%-25s %4s %9s %10s %6s %5s %7s %7s", "LAYER", "REFS", "JOBS/S", "ROWS/S",
              "%CPU", "R/P", "WAIT99", "RUN99");
     else
-        line(view->once, "%6s %8s %9s %10s %6s %5s %7s %7s %7s %6s", "ID", "PID", "JOBS/S",
+        line(view, "%6s %8s %9s %10s %6s %5s %7s %7s %7s %6s", "ID", "PID", "JOBS/S",
              "ROWS/S", "%CPU", "JOBS", "WAIT50", "WAIT99", "RUN99", "LATE");
-    for (uint32_t i = 0; i < count && (view->once || used < TOP_LINES - 1); i++, used++)
+    for (uint32_t i = 0; i < count && (view->once || line_count + 1 < view->lines); i++)
         draw_row(view, &rows[i]);
-    if (view->once)
-        return;
-    for (; used < TOP_LINES - 1; used++)
-        line(false, "%s", "");
-    fputs("j jobs  r rows  e compute  w waiting  i id   l layers  s sessions   q quit\033[K",
-          stdout);
-    fflush(stdout);
+    if (!view->once)
+        end_picture(view);
 }

@@ -27,12 +27,11 @@ static json_t *row_json(const struct top_view *view, const struct top_row *row)
     return out;
 }
 
-static json_t *core_json(const struct gemmd_core_time *before, const struct gemmd_core_time *now)
+static json_t *core_json(const struct gemmd_core_time *core)
 {
-    return json_pack("{s:I, s:I, s:I, s:I}", "cpu", (json_int_t)now->cpu, "busy_ns",
-                     (json_int_t)(now->busy_ns - before->busy_ns), "spin_ns",
-                     (json_int_t)(now->spin_ns - before->spin_ns), "sleep_ns",
-                     (json_int_t)(now->sleep_ns - before->sleep_ns));
+    return json_pack("{s:I, s:I, s:I, s:I}", "cpu", (json_int_t)core->cpu, "busy_ns",
+                     (json_int_t)core->busy_ns, "spin_ns", (json_int_t)core->spin_ns, "sleep_ns",
+                     (json_int_t)core->sleep_ns);
 }
 
 static json_t *head_json(const struct top_look *before, const struct top_look *now)
@@ -63,8 +62,12 @@ int top_json(const struct top_view *view, const struct top_look *before,
 
     for (uint32_t i = 0; i < count && list; i++)
         json_array_append_new(list, row_json(view, &rows[i]));
-    for (uint32_t i = 0; i < now->stats.core_count && cores; i++)
-        json_array_append_new(cores, core_json(&before->stats.cores[i], &now->stats.cores[i]));
+    for (uint32_t i = 0; i < now->stats.core_count && cores; i++) {
+        const struct gemmd_core_time core = top_core(&before->stats.cores[i], &now->stats.cores[i],
+                                                     now->at_ns - before->at_ns);
+
+        json_array_append_new(cores, core_json(&core));
+    }
     if (out && list && cores && json_object_set(out, "cores", cores) == 0 &&
         json_object_set(out, view->layers ? "layers" : "sessions", list) == 0)
         error = json_dumpf(out, stdout, JSON_INDENT(2)) < 0 || putchar('\n') == EOF ? -EIO : 0;

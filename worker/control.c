@@ -24,6 +24,7 @@
 #include "worker/log.h"
 #include "worker/packet.h"
 #include "worker/requests.h"
+#include "worker/topology.h"
 
 /* epoll tokens: a session's slot, or one of these. */
 enum { TOKEN_LISTEN = 1 << 20, TOKEN_SIGNAL, TOKEN_VIOLATION, TOKEN_HELPER };
@@ -186,6 +187,22 @@ static void end_half_open(struct control *control, uint64_t now_ns)
     }
 }
 
+/* Puts each thread back on its CPUs.  How many were not, or -errno of one that cannot be. */
+static int repin_threads(struct control *control)
+{
+    const cpu_set_t *cpus = &control->config.cpus;
+    const int mended[] = {dispatcher_repin(control->config.dispatcher),
+                          topology_repin_to(0, cpus), helper_repin(control->helper, cpus)};
+    int sum = 0;
+
+    for (int i = 0; i < 3; i++) {
+        if (mended[i] > 0)
+            gemmd_counter_add(&control->config.stats->repinned, (uint64_t)mended[i]);
+        sum = mended[i] < 0 || sum < 0 ? -EINVAL : sum + mended[i];
+    }
+    return sum;
+}
+
 /* Once a second, and the trace as often as its ring demands. */
 static void keep_house(struct control *control, uint64_t now_ns)
 {
@@ -194,15 +211,16 @@ static void keep_house(struct control *control, uint64_t now_ns)
 
     end_half_open(control, now_ns);
     if (control->config.trace) {
-        trace_drain(control->config.trace);
+        int error = trace_drain(control->config.trace);
+
+        if (error < 0)
+            log_warn(LOG_TOPIC_WORKER, "GEMMD_TRACE: %s; nothing more is traced", strerror(-error));
         __atomic_store_n(&stats->trace_lost, trace_lost(control->config.trace), __ATOMIC_RELAXED);
     }
     if (now_ns - control->repinned_ns < HOUSEKEEPING_MS * UINT64_C(1000000))
         return;
     control->repinned_ns = now_ns;
-    mended = dispatcher_repin(control->config.dispatcher);
-    if (mended > 0)
-        gemmd_counter_add(&stats->repinned, (uint64_t)mended);
+    mended = repin_threads(control);
     if (mended != 0)
         log_warn(LOG_TOPIC_WORKER, mended > 0 ? "threads had lost their CPU: a cpuset changed"
                                               : "a thread's CPU is offline or forbidden");

@@ -10,6 +10,7 @@
 #ifndef GEMMD_WORKER_CONTROL_H
 #define GEMMD_WORKER_CONTROL_H
 
+#include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -34,6 +35,7 @@ struct control_config {
     uint32_t uid_sessions_max;
     uint64_t arena_bytes_max, uid_arena_bytes_max; /* of all sessions; of one user's */
     int node; /* -1: the machine has no NUMA */
+    cpu_set_t cpus; /* this thread's and the helper's */
     uint32_t cpu_count, dispatcher_cpu;
     uint32_t ring_start;
     uint32_t client_spin_ns; /* advice to clients */

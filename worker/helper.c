@@ -6,10 +6,12 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "worker/log.h"
 #include "worker/sandbox.h"
+#include "worker/topology.h"
 
 struct helper {
     pthread_t thread;
@@ -20,6 +22,7 @@ struct helper {
     void (*run)(void *task);
     void *task;
     int fd;
+    pid_t tid; /* 0: the thread has not run yet */
 };
 
 static void serve(struct helper *helper)
@@ -46,10 +49,13 @@ static void serve(struct helper *helper)
 
 static void *run(void *argument)
 {
+    struct helper *helper = argument;
+
     pthread_setname_np(pthread_self(), "gemmd-helper");
+    __atomic_store_n(&helper->tid, (pid_t)syscall(SYS_gettid), __ATOMIC_RELAXED);
     if (sandbox_enter(SANDBOX_HELPER) < 0)
         log_warn(LOG_TOPIC_WORKER, "the helper has no seccomp filter");
-    serve(argument);
+    serve(helper);
     return NULL;
 }
 
@@ -98,6 +104,13 @@ void helper_close(struct helper **helper_p)
 int helper_fd(const struct helper *helper)
 {
     return helper->fd;
+}
+
+int helper_repin(const struct helper *helper, const cpu_set_t *cpus)
+{
+    pid_t tid = __atomic_load_n(&helper->tid, __ATOMIC_RELAXED);
+
+    return tid ? topology_repin_to(tid, cpus) : 0;
 }
 
 void helper_start(struct helper *helper, void (*run_task)(void *task), void *task)

@@ -5,6 +5,7 @@
 #ifndef GEMMD_WORKER_HELPER_H
 #define GEMMD_WORKER_HELPER_H
 
+#include <sched.h>
 #include <stdbool.h>
 
 struct helper;
@@ -16,6 +17,9 @@ void helper_close(struct helper **helper);
 
 /* Readable once a task is done and not taken yet. */
 int helper_fd(const struct helper *helper);
+
+/* topology_repin_to of its thread. */
+int helper_repin(const struct helper *helper, const cpu_set_t *cpus);
 
 /* There is no task in hand. */
 void helper_start(struct helper *helper, void (*run)(void *task), void *task);

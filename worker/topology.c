@@ -282,17 +282,27 @@ int topology_pin_thread(const cpu_set_t *cpus)
     return CPU_EQUAL(cpus, &granted) ? 0 : -EINVAL;
 }
 
+int topology_repin_to(pid_t tid, const cpu_set_t *cpus)
+{
+    cpu_set_t before, granted;
+
+    if (sched_getaffinity(tid, sizeof(before), &before) < 0)
+        return -errno;
+    if (CPU_EQUAL(cpus, &before))
+        return 0;
+    if (sched_setaffinity(tid, sizeof(*cpus), cpus) < 0 ||
+        sched_getaffinity(tid, sizeof(granted), &granted) < 0)
+        return -errno;
+    return !CPU_EQUAL(&before, &granted);
+}
+
 int topology_repin(pid_t tid, int cpu)
 {
-    cpu_set_t wanted, granted;
+    cpu_set_t cpus;
 
-    CPU_ZERO(&wanted);
-    CPU_SET(cpu, &wanted);
-    if (sched_getaffinity(tid, sizeof(granted), &granted) < 0)
-        return -errno;
-    if (CPU_EQUAL(&wanted, &granted))
-        return 0;
-    return sched_setaffinity(tid, sizeof(wanted), &wanted) < 0 ? -errno : 1;
+    CPU_ZERO(&cpus);
+    CPU_SET(cpu, &cpus);
+    return topology_repin_to(tid, &cpus);
 }
 
 int topology_bind_memory(void *memory, uint64_t bytes, int node)

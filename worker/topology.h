@@ -37,8 +37,10 @@ int topology_cpus_allowed(cpu_set_t *out);
 int topology_cpu_current(void);
 /* Pins the calling thread, and reads the mask back: -EINVAL when the kernel granted less. */
 int topology_pin_thread(const cpu_set_t *cpus);
-/* Pins a thread of this process to one CPU if it is not: the kernel widens a mask when a cpuset
- * changes or a CPU goes offline.  0 it was, 1 mended, -errno (-EINVAL: offline or forbidden). */
+/* Pins a thread of this process (0: the calling one) again if it is not: the kernel widens a mask
+ * when a cpuset changes or a CPU goes offline.  0 it was, or those are all that can be had of these
+ * CPUs; 1 mended; -errno (-EINVAL: all offline or forbidden). */
+int topology_repin_to(pid_t tid, const cpu_set_t *cpus);
 int topology_repin(pid_t tid, int cpu);
 
 /* Binds whole pages to a node before their first touch (MPOL_BIND).  Node -1: 0, nothing done.

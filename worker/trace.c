@@ -2,15 +2,18 @@
  * One producer, one consumer, free-running indices; each side owns one and publishes it with
  * release.  The JSON is the trace event format: slices as complete events of the thread "slices",
  * jobs as asynchronous events of their session (they overlap), with a nested one for the wait.
+ * Layers have the ids of `gemmctl layers`.
  */
 #include "worker/trace.h"
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "proto/status.h"
+#include "worker/layers.h"
 
 #define TRACE_EVENTS (UINT32_C(1) << 18)
 
@@ -30,12 +33,31 @@ struct trace {
     struct trace_event *events;
     uint32_t tail; /* dispatcher */
     uint32_t head; /* control */
-    uint64_t lost;
+    uint64_t lost; /* in the ring */
+    /* control */
+    uint64_t dropped; /* at the file */
+    uint64_t bytes, bytes_max;
     uint64_t serial; /* tells asynchronous events apart */
     int error;
 };
 
-int trace_open(struct trace **out, const char *path)
+static void put(struct trace *trace, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void put(struct trace *trace, const char *format, ...)
+{
+    va_list arguments;
+    int length;
+
+    va_start(arguments, format);
+    length = vfprintf(trace->file, format, arguments);
+    va_end(arguments);
+    if (length >= 0)
+        trace->bytes += (uint64_t)length;
+    else if (!trace->error)
+        trace->error = -errno;
+}
+
+int trace_open(struct trace **out, const char *path, uint64_t bytes_max)
 {
     struct trace *trace = calloc(1, sizeof(*trace));
     int error;
@@ -53,11 +75,12 @@ int trace_open(struct trace **out, const char *path)
         free(trace);
         return error;
     }
-    fprintf(trace->file, "{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n"
-                         "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,"
-                         "\"args\":{\"name\":\"gemmd\"}},\n"
-                         "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":0,"
-                         "\"args\":{\"name\":\"slices\"}}");
+    trace->bytes_max = bytes_max;
+    put(trace, "{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n"
+               "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,"
+               "\"args\":{\"name\":\"gemmd\"}},\n"
+               "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":0,"
+               "\"args\":{\"name\":\"slices\"}}");
     *out = trace;
     return 0;
 }
@@ -85,69 +108,75 @@ void trace_job(struct trace *trace, uint32_t session_id, uint64_t user_data, uin
     push(trace, &event);
 }
 
-void trace_slice(struct trace *trace, const void *layer, uint64_t start_ns, uint64_t end_ns,
+void trace_slice(struct trace *trace, const struct layer *layer, uint64_t start_ns, uint64_t end_ns,
                  uint32_t rows, uint32_t panels, uint32_t jobs, bool teamed)
 {
-    const struct trace_event event = {.kind = TRACE_SLICE, .key = (uintptr_t)layer,
+    const struct trace_event event = {.kind = TRACE_SLICE, .key = layer->content_id[0],
                                       .start_ns = start_ns, .end_ns = end_ns, .rows = rows,
                                       .panels = panels, .jobs = jobs, .teamed = teamed};
 
     push(trace, &event);
 }
 
-static void write_slice(FILE *file, const struct trace_event *event)
+static void write_slice(struct trace *trace, const struct trace_event *event)
 {
-    fprintf(file, ",\n{\"name\":\"%" PRIu32 " rows\",\"cat\":\"slice\",\"ph\":\"X\",\"pid\":1,"
-            "\"tid\":0,\"ts\":%.3f,\"dur\":%.3f,\"args\":{\"layer\":\"%" PRIx64 "\","
-            "\"rows\":%" PRIu32 ",\"panels\":%" PRIu32 ",\"jobs\":%" PRIu32 ",\"team\":%s}}",
-            event->rows, (double)event->start_ns / 1000.0,
-            (double)(event->end_ns - event->start_ns) / 1000.0, event->key, event->rows,
-            event->panels, event->jobs, event->teamed ? "true" : "false");
+    put(trace, ",\n{\"name\":\"%" PRIu32 " rows\",\"cat\":\"slice\",\"ph\":\"X\",\"pid\":1,"
+        "\"tid\":0,\"ts\":%.3f,\"dur\":%.3f,\"args\":{\"layer\":\"%016" PRIx64 "\","
+        "\"rows\":%" PRIu32 ",\"panels\":%" PRIu32 ",\"jobs\":%" PRIu32 ",\"team\":%s}}",
+        event->rows, (double)event->start_ns / 1000.0,
+        (double)(event->end_ns - event->start_ns) / 1000.0, event->key, event->rows,
+        event->panels, event->jobs, event->teamed ? "true" : "false");
 }
 
 static void write_async(struct trace *trace, const struct trace_event *event, const char *name,
                         const char *phase, uint64_t ns)
 {
-    fprintf(trace->file, ",\n{\"name\":\"%s\",\"cat\":\"session %" PRIu32 "\",\"ph\":\"%s\","
-            "\"pid\":1,\"tid\":%" PRIu32 ",\"id\":%" PRIu64 ",\"ts\":%.3f,\"args\":{"
-            "\"user_data\":\"%" PRIx64 "\",\"rows\":%" PRIu32 ",\"status\":\"%s\"}}",
-            name, event->session_id, phase, event->session_id, trace->serial, (double)ns / 1000.0,
-            event->key, event->rows, gemmd_status_name_of(event->status));
+    put(trace, ",\n{\"name\":\"%s\",\"cat\":\"session %" PRIu32 "\",\"ph\":\"%s\",\"pid\":1,"
+        "\"tid\":%" PRIu32 ",\"id\":%" PRIu64 ",\"ts\":%.3f", name, event->session_id, phase,
+        event->session_id, trace->serial, (double)ns / 1000.0);
 }
 
 static void write_job(struct trace *trace, const struct trace_event *event)
 {
     trace->serial++;
     write_async(trace, event, "job", "b", event->seen_ns);
+    put(trace, ",\"args\":{\"user_data\":\"%" PRIx64 "\",\"rows\":%" PRIu32
+        ",\"status\":\"%s\"}}", event->key, event->rows, gemmd_status_name_of(event->status));
     write_async(trace, event, "waits", "b", event->seen_ns);
+    put(trace, "}");
     write_async(trace, event, "waits", "e", event->start_ns);
+    put(trace, "}");
     write_async(trace, event, "job", "e", event->end_ns);
+    put(trace, "}");
 }
 
 int trace_drain(struct trace *trace)
 {
     uint32_t tail = __atomic_load_n(&trace->tail, __ATOMIC_ACQUIRE); /* pairs with push */
     uint32_t head = trace->head;
+    int before = trace->error;
 
     for (; head != tail; head++) {
         const struct trace_event *event = &trace->events[head % TRACE_EVENTS];
 
+        if (!trace->error && trace->bytes >= trace->bytes_max)
+            trace->error = -EFBIG;
         if (trace->error)
-            continue;
-        if (event->kind == TRACE_SLICE)
-            write_slice(trace->file, event);
+            trace->dropped++;
+        else if (event->kind == TRACE_SLICE)
+            write_slice(trace, event);
         else
             write_job(trace, event);
     }
     __atomic_store_n(&trace->head, head, __ATOMIC_RELEASE);
-    if (!trace->error && fflush(trace->file) != 0)
+    if (fflush(trace->file) != 0 && (!trace->error || trace->error == -EFBIG))
         trace->error = -errno;
-    return trace->error;
+    return before ? 0 : trace->error;
 }
 
 uint64_t trace_lost(const struct trace *trace)
 {
-    return __atomic_load_n(&trace->lost, __ATOMIC_RELAXED);
+    return __atomic_load_n(&trace->lost, __ATOMIC_RELAXED) + trace->dropped;
 }
 
 void trace_close(struct trace **trace_p)

@@ -170,12 +170,19 @@ static int choose_cpus(struct worker *worker)
 }
 
 /* The control thread shares the worker's CPUs, but not with the dispatcher if there is another. */
-static void pin_control_thread(const struct worker *worker)
+static cpu_set_t control_cpus(const struct worker *worker)
 {
     cpu_set_t cpus = worker->cpus;
 
     if (CPU_COUNT(&cpus) > 1)
         CPU_CLR(worker->dispatcher_cpu, &cpus);
+    return cpus;
+}
+
+static void pin_control_thread(const struct worker *worker)
+{
+    const cpu_set_t cpus = control_cpus(worker);
+
     if (topology_pin_thread(&cpus) < 0)
         log_warn(LOG_TOPIC_WORKER, "the control thread is not pinned");
 }
@@ -239,7 +246,7 @@ static int open_memory(struct worker *worker)
 static int open_trace(struct worker *worker)
 {
     const char *path = worker->options.trace;
-    int error = path && *path ? trace_open(&worker->trace, path) : 0;
+    int error = path && *path ? trace_open(&worker->trace, path, TRACE_BYTES_MAX) : 0;
 
     if (error < 0)
         log_error(LOG_TOPIC_WORKER, "GEMMD_TRACE=%s: %s", path, strerror(-error));
@@ -288,6 +295,7 @@ static int open_control(struct worker *worker)
         .arena_bytes_max = options->arena_bytes,
         .uid_arena_bytes_max = options->uid_arena_bytes,
         .node = worker->node,
+        .cpus = control_cpus(worker),
         .cpu_count = (uint32_t)CPU_COUNT(&worker->cpus),
         .dispatcher_cpu = (uint32_t)worker->dispatcher_cpu,
         .ring_start = options->ring_start,

@@ -243,16 +243,16 @@ static void check_worker_killed(int64_t spin_ns, bool flush_first)
     gemmd_job_init(&job, handle, 0, gemmd_buffer_alloc(session, 64), NULL);
     job.c = (void *)(uintptr_t)job.a;
     assert_int_equal(gemmd_submit(session, &job, 1), -ECONNRESET);
-    assert_int_equal(gemmd_run(session, &job, 1000), -ECONNRESET);
+    assert_int_equal(gemmd_run(session, &job, 60000), -ECONNRESET);
     assert_int_equal(gemmd_layer_create(session, &layer.desc, &other), -ECONNRESET);
     assert_null(other);
     assert_int_equal(gemmd_layer_open(session, "x", &other), -ECONNRESET);
     assert_int_equal(gemmd_get_info(session, &info), -ECONNRESET);
-    assert_int_equal(gemmd_wait(session, &done, 1, 1000), 0);
+    assert_int_equal(gemmd_wait(session, &done, 1, 60000), 0);
     assert_true(strlen(gemmd_error_text(session)) > 0);
     assert_int_equal(gemmd_layer_close(session, &handle), -ECONNRESET);
     assert_null(handle);
-    assert_true(machine_now_ns() - before_ns < UINT64_C(2000000000));
+    assert_true(machine_now_ns() - before_ns < UINT64_C(20000000000)); /* none of them waits */
     gemmd_close(&session);
     harness_discard(&victim);
 }

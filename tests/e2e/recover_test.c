@@ -216,7 +216,7 @@ static void test_nobody_comes(void **state)
     harness_kill(&worker);
     before_ns = machine_now_ns();
     reap(&scene, JOBS, "WORKER_LOST");
-    assert_in_range((machine_now_ns() - before_ns) / 1000000, 290, 2000);
+    assert_in_range((machine_now_ns() - before_ns) / 1000000, 290, 20000);
     assert_int_equal(gemmd_submit(scene.session, &scene.job, 1), -ECONNRESET);
     harness_restart(&worker, NULL); /* late, but not too late for the next call */
     check_works(&scene);

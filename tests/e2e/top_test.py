@@ -1,8 +1,9 @@
 #!/usr/bin/python3
-"""gemmd-top on a terminal of 80 x 24: its keys sort, switch lists and end it, and give the cursor
-back; `--once --json` gives the same as numbers.
+"""gemmd-top on a terminal of 80 x 24, and of other sizes: its keys sort, switch lists and end it, and
+give the cursor back; it outlives its worker; `--once --json` gives the same as numbers, and gemmctl
+stats --watch a line each second.
 
-usage: top_test.py GEMMD-TOP GEMMD-STRESS GEMMD
+usage: top_test.py GEMMD-TOP GEMMD-STRESS GEMMD GEMMCTL
 """
 import fcntl
 import json
@@ -18,8 +19,9 @@ import tempfile
 import termios
 import time
 
-TOP, STRESS, GEMMD = sys.argv[1:4]
+TOP, STRESS, GEMMD, CTL = sys.argv[1:5]
 HANG_S = 60
+KEYS = "j jobs  r rows  e compute"
 HEAD = {"sessions": "    ID      PID", "layers": "LAYER "}
 # Of the load's processes: many jobs, many rows, much compute.
 SHAPES = ("1,64,64", "200,64,64", "8,1024,1024")
@@ -34,9 +36,13 @@ class Screen:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.execv(TOP, [TOP, "--socket", socket, "--interval", "0.2"])
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         self.text = ""
         self.lines = []
+        self.resize(24, 80)
+
+    def resize(self, lines, columns):
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.size = lines, columns
 
     def read(self):
         """More of the output; False at its end."""
@@ -54,12 +60,15 @@ class Screen:
         start = len(self.text)
         while True:
             pictures = self.text[start:].split("\033[H")[1:]
-            if pictures and "q quit" in pictures[0]:
+            if pictures and "\033[K" in pictures[0] and KEYS in pictures[0].split("\n")[-1]:
                 break
             assert self.read(), self.text[-2000:]
         self.lines = pictures[0].replace("\033[K", "").replace("\r", "").split("\n")
-        assert len(self.lines) <= 24 and all(len(line) <= 80 for line in self.lines), self.lines
+        self.lines[-1] = self.lines[-1].split("\033")[0] # what follows the picture
         return self.lines
+
+    def fits(self):
+        return len(self.lines) == self.size[0] and max(map(len, self.lines)) <= self.size[1]
 
     def press(self, key):
         os.write(self.fd, key.encode("ascii"))
@@ -96,6 +105,7 @@ def check_keys(socket):
     screen = Screen(socket)
     wait_for(screen, lambda: len(screen.rows(HEAD["sessions"]) or []) >= len(SHAPES),
              "the sessions are not shown")
+    assert screen.fits(), screen.lines
     assert not termios.tcgetattr(screen.fd)[3] & (termios.ICANON | termios.ECHO)
     for key in SORTS:
         check_order(screen, key)
@@ -104,11 +114,43 @@ def check_keys(socket):
     wait_for(screen, lambda: screen.rows(HEAD["layers"]), "key l shows no layers")
     screen.press("s")
     wait_for(screen, lambda: screen.rows(HEAD["sessions"]), "key s shows no sessions")
+    for size in ((15, 60), (50, 200)):
+        screen.resize(*size)
+        screen.size = min(size[0], 24), min(size[1], 80)
+        wait_for(screen, screen.fits, f"a terminal of {size}")
+    check_stop(screen)
+    return screen
+
+
+def check_stop(screen):
+    """Stopped, it leaves the terminal as it was; afterwards it draws on."""
+    os.kill(screen.pid, signal.SIGTSTP)
+    assert os.WIFSTOPPED(os.waitpid(screen.pid, os.WUNTRACED)[1])
+    assert termios.tcgetattr(screen.fd)[3] & (termios.ICANON | termios.ECHO)
+    os.kill(screen.pid, signal.SIGCONT)
+    screen.picture()
+    assert not termios.tcgetattr(screen.fd)[3] & (termios.ICANON | termios.ECHO)
+
+
+def check_end(screen):
     screen.press("q")
     while screen.read():
         pass
     assert os.waitstatus_to_exitcode(os.waitpid(screen.pid, 0)[1]) == 0
     assert screen.text.endswith("\033[?25h\r\n"), "the cursor is not back"
+
+
+def check_no_terminal(socket):
+    result = subprocess.run([TOP, "--socket", socket], capture_output=True, text=True,
+                            timeout=HANG_S)
+    assert result.returncode == 64 and "--once" in result.stderr and not result.stdout, result
+    os.environ["TERM"] = "dumb"
+    screen = Screen(socket)
+    while screen.read():
+        pass
+    os.environ["TERM"] = "vt100"
+    assert os.waitstatus_to_exitcode(os.waitpid(screen.pid, 0)[1]) == 64
+    assert "--once" in screen.text and "\033" not in screen.text, screen.text
 
 
 def check_once(socket):
@@ -120,30 +162,84 @@ def check_once(socket):
     assert len(rates) >= len(SHAPES) and rates == sorted(rates, reverse=True) and rates[0] > 0, got
     assert got["seconds"] >= 0.3 and got["rows_per_panel"] >= 1 and got["slices"] > 0, got
     assert sum(core["busy_ns"] for core in got["cores"]) > 0, got
-    assert all(core["spin_ns"] >= 0 and core["sleep_ns"] >= 0 for core in got["cores"]), got
+    for core in got["cores"]: # all of the time is accounted for
+        parts = [core[key] for key in ("busy_ns", "spin_ns", "sleep_ns")]
+        assert min(parts) >= 0 and abs(sum(parts) - got["seconds"] * 1e9) < 10, got
     result = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=True)
     assert "\033" not in result.stdout and re.search(r"^ +ID +PID", result.stdout, re.M), result
+
+
+def start_worker(socket):
+    ready, ready_end = os.pipe()
+    worker = subprocess.Popen([GEMMD, "--socket", socket, "--ready-fd", str(ready_end)],
+                              pass_fds=[ready_end])
+    os.close(ready_end)
+    assert os.read(ready, 6) == b"READY\n"
+    os.close(ready)
+    return worker
+
+
+def end(process):
+    process.send_signal(signal.SIGTERM)
+    process.wait(HANG_S)
+
+
+WATCHED = re.compile(r" *(\d+) jobs/s +(\d+) rows/s +[\d.]+ GOPS while busy, +([\d.]+) rows per panel, "
+                     r"0 late, p99 so far: waits [\d.]+ \S+, runs [\d.]+ \S+, "
+                     r"busy/spin %:(?:  CPU\d+ +\d+/\d+)+\n")
+
+
+def start_watch(socket):
+    watch = subprocess.Popen([CTL, "--socket", socket, "stats", "--watch"], text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(2):
+        line = watch.stdout.readline()
+        found = WATCHED.fullmatch(line)
+        assert found and min(map(float, found.groups())) > 0, line
+    return watch
+
+
+def check_watch_end(watch):
+    """With its worker."""
+    _, errors = watch.communicate(timeout=HANG_S)
+    assert watch.returncode == 69 and "gone" in errors, errors
+
+
+def check_successor(screen, socket, worker):
+    """A worker that ends is said to be gone; the next one is shown."""
+    end(worker)
+    wait_for(screen, lambda: screen.lines[0].startswith("gemmd-top: "), "the end is not shown")
+    assert "\n" not in screen.lines[0] and socket in screen.lines[0], screen.lines
+    worker = start_worker(socket)
+    wait_for(screen, lambda: f"pid {worker.pid} " in screen.lines[0], "the next is not shown")
+    end(worker)
 
 
 def main():
     with tempfile.TemporaryDirectory(prefix="gemmd-top-") as directory:
         socket = directory + "/worker.sock"
-        ready, ready_end = os.pipe()
-        worker = subprocess.Popen([GEMMD, "--socket", socket, "--ready-fd", str(ready_end)],
-                                  pass_fds=[ready_end])
-        os.close(ready_end)
-        assert os.read(ready, 6) == b"READY\n"
+        worker = start_worker(socket)
         load = [subprocess.Popen([STRESS, "--socket", socket, "--sessions", "1", "--seconds", "300",
                                   "--verify", "none", "--shape", shape],
                                  stdout=subprocess.DEVNULL) for shape in SHAPES]
         try:
-            check_keys(socket)
+            screen = check_keys(socket)
             check_once(socket)
+            check_no_terminal(socket)
+            watch = start_watch(socket)
+            for wrong in ("0", "2x", "-1", "3601", ""):
+                assert subprocess.run([CTL, "stats", "--watch=" + wrong], stderr=subprocess.PIPE,
+                                      check=False).returncode == 64
             assert all(process.poll() is None for process in (*load, worker))
+            for process in load:
+                end(process)
+            check_successor(screen, socket, worker)
+            check_watch_end(watch)
+            check_end(screen)
         finally:
             for process in (*load, worker):
-                process.send_signal(signal.SIGTERM)
-                process.wait(HANG_S)
+                if process.poll() is None:
+                    end(process)
 
 
 if __name__ == "__main__":

@@ -251,10 +251,24 @@ static struct gemmd_layer *create_layer(struct gemmd *session)
     return layer;
 }
 
+/* NULL: to the worker of the node we run on. */
+static struct gemmd *connect_to(const char *socket)
+{
+    struct gemmd_options options;
+    struct gemmd *session;
+
+    gemmd_options_init(&options);
+    options.socket = socket;
+    options.autostart = 0;
+    options.timeout_ms = 60000;
+    if (gemmd_connect(&options, &session) < 0)
+        fail("connect: %s", gemmd_error_text(NULL));
+    return session;
+}
+
 /* A process on this node, without any hint: its worker, its memory. */
 static void client_of_node(int node)
 {
-    struct gemmd_options options;
     struct gemmd_info info;
     struct gemmd *session;
     struct gemmd_layer *layer;
@@ -262,11 +276,7 @@ static void client_of_node(int node)
     void *buffer;
 
     pin_to_node(node);
-    gemmd_options_init(&options);
-    options.autostart = 0;
-    options.timeout_ms = 60000;
-    if (gemmd_connect(&options, &session) < 0)
-        fail("connect: %s", gemmd_error_text(NULL));
+    session = connect_to(NULL);
     CHECK(gemmd_get_info(session, &info) == 0);
     if (info.node != node || info.pid != (uint32_t)workers[node])
         fail("connected to the worker of node %d", info.node);
@@ -296,40 +306,46 @@ static void client_of_node(int node)
     gemmd_close(&session);
 }
 
-static void check_threads(int node)
+/* Which CPUs each thread of the worker may use.  True: its own, and no other. */
+static bool are_threads_home(int node, char *out, size_t bytes)
 {
-    unsigned threads = 0;
+    char wanted[128];
+    int first = node * CPUS / NODES;
+    size_t used = 0;
 
     for (int tid = 1; tid < 2000; tid++) {
-        char path[64];
+        char path[64], name[32] = "";
         cpu_set_t cpus;
-        int inside = 0;
+        FILE *file;
 
-        snprintf(path, sizeof(path), "/proc/%d/task/%d", (int)workers[node], tid);
-        if (access(path, F_OK) < 0)
+        snprintf(path, sizeof(path), "/proc/%d/task/%d/comm", (int)workers[node], tid);
+        file = fopen(path, "re");
+        if (!file)
             continue;
+        CHECK(fscanf(file, "%31s", name) == 1);
+        fclose(file);
         CHECK(sched_getaffinity(tid, sizeof(cpus), &cpus) == 0);
-        for (int cpu = node * CPUS / NODES; cpu < (node + 1) * CPUS / NODES; cpu++)
-            inside += CPU_ISSET(cpu, &cpus);
-        if (CPU_COUNT(&cpus) != inside)
-            fail("thread %d may leave node %d", tid, node);
-        threads++;
+        used += (size_t)snprintf(out + used, bytes - used, "%s", name);
+        for (int cpu = 0; cpu < CPUS; cpu++)
+            if (CPU_ISSET(cpu, &cpus))
+                used += (size_t)snprintf(out + used, bytes - used, " %d", cpu);
+        used += (size_t)snprintf(out + used, bytes - used, "; ");
+        CHECK(used < bytes);
     }
-    CHECK(threads >= 2);
+    snprintf(wanted, sizeof(wanted),
+             "gemmd %d; gemmd-team %d; gemmd-dispatch %d; gemmd-helper %d; ", first, first,
+             first + 1, first);
+    return strcmp(out, wanted) == 0;
 }
 
 /* No page on node 1: the announced fallback there, not a page of node 0, never SIGBUS. */
 static void client_without_huge_pages(int node)
 {
-    struct gemmd_options options;
     struct gemmd_info info;
     struct gemmd *session;
 
     pin_to_node(node);
-    gemmd_options_init(&options);
-    options.autostart = 0;
-    options.timeout_ms = 60000;
-    CHECK(gemmd_connect(&options, &session) == 0);
+    session = connect_to(NULL);
     check_job(session, create_layer(session));
     CHECK(gemmd_get_info(session, &info) == 0);
     CHECK(info.node == node && info.pool_bytes > 0 && info.pool_bytes_on_node == info.pool_bytes);
@@ -363,13 +379,16 @@ static void run(const char *name, void (*body)(void))
 
 static void two_workers(void)
 {
+    char threads[512];
+
     for (int node = 0; node < NODES; node++)
         set_huge_pages(node, HUGE);
     for (int node = 0; node < NODES; node++)
         workers[node] = start_worker(node, "--hugepages", "auto");
     for (int node = 0; node < NODES; node++) {
         CHECK(in_child(client_of_node, node));
-        check_threads(node);
+        if (!are_threads_home(node, threads, sizeof(threads)))
+            fail("threads: %s", threads);
     }
     /* In the other order, both at once. */
     for (int node = NODES - 1; node >= 0; node--)
@@ -402,6 +421,51 @@ static void no_such_node(void)
     CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 78);
 }
 
+/* ---- a CPU that goes away and comes back ----------------------------------------------------- */
+
+static void set_online(int cpu, bool online)
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
+    write_file(path, online ? "1" : "0");
+}
+
+static void client_from_anywhere(int node)
+{
+    struct gemmd *session;
+    char socket[64];
+
+    snprintf(socket, sizeof(socket), "/run/gemmd/node%d.sock", node);
+    session = connect_to(socket);
+    check_job(session, create_layer(session));
+    gemmd_close(&session);
+}
+
+/* The CPU of the control thread and the team, then that of the dispatcher.  Jobs are computed
+ * meanwhile, and afterwards each thread is where it was. */
+static void cpu_comes_back(void)
+{
+    char threads[512];
+
+    workers[1] = start_worker(1, "--hugepages", "none");
+    for (int cpu = CPUS / NODES; cpu < CPUS; cpu++) {
+        CHECK(in_child(client_from_anywhere, 1));
+        set_online(cpu, false);
+        CHECK(in_child(client_from_anywhere, 1));
+        CHECK(!are_threads_home(1, threads, sizeof(threads))); /* else it is no test */
+        printf("without CPU %d: %s\n", cpu, threads);
+        set_online(cpu, true);
+        for (int i = 0; !are_threads_home(1, threads, sizeof(threads)); i++) {
+            if (i == READY_MS / 50)
+                fail("CPU %d is back, and the threads are not: %s", cpu, threads);
+            usleep(50000);
+        }
+    }
+    CHECK(in_child(client_from_anywhere, 1));
+    stop_worker(workers[1]);
+}
+
 static void mount_all(void)
 {
     mkdir("/proc", 0755);
@@ -427,6 +491,7 @@ int main(void)
     run("two_workers", two_workers);
     run("no_huge_pages_on_one_node", no_huge_pages_on_one_node);
     run("no_such_node", no_such_node);
+    run("cpu_comes_back", cpu_comes_back);
     printf("END\n");
     fflush(stdout);
     sync();

@@ -18,7 +18,7 @@ import sys
 import tempfile
 
 LIMIT_S = 150
-CHECKS = {"two_workers", "no_huge_pages_on_one_node", "no_such_node"}
+CHECKS = {"two_workers", "no_huge_pages_on_one_node", "no_such_node", "cpu_comes_back"}
 
 
 def skip(reason):

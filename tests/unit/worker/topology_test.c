@@ -241,6 +241,16 @@ static void pinning(void **state)
     assert_int_equal(topology_pin_thread(&one), -EINVAL);
     CPU_ZERO(&one);
     assert_int_equal(topology_pin_thread(&one), -EINVAL);
+    assert_int_equal(topology_repin_to(0, &one), -EINVAL);
+    assert_int_equal(topology_pin_thread(&before), 0);
+    one = before;
+    assert_int_equal(topology_repin_to(0, &one), 0);
+    CPU_SET(CPU_SETSIZE - 1, &one); /* what can be had of them it has */
+    assert_int_equal(topology_repin_to(0, &one), 0);
+    CPU_ZERO(&one);
+    CPU_SET(topology_cpu_current(), &one);
+    assert_int_equal(topology_repin_to(0, &one), CPU_COUNT(&before) > 1);
+    assert_int_equal(topology_repin_to(0, &one), 0);
     assert_int_equal(topology_pin_thread(&before), 0);
 }
 

@@ -50,6 +50,7 @@ struct member {
     int cpu;
     uint32_t place;
     int start_error;
+    _Atomic uint32_t away; /* futex; 1: its CPU is gone, and it sits out */
     struct gemmd_core_stats *core;
     uint64_t spin_ns, crowded_until_ns, since_ns;
 };
@@ -162,6 +163,17 @@ static void park(struct member *member)
         member->spin_ns = member->spin_ns * 4 < max_ns ? member->spin_ns * 4 : max_ns;
 }
 
+/* Wherever the kernel has put it meanwhile, it would be one thread too many. */
+static void sit_out(struct member *member)
+{
+    uint64_t start_ns = clock_now_ns();
+
+    gemmd_counter_add(&member->core->spin_ns, start_ns - member->since_ns);
+    syscall(SYS_futex, &member->away, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
+    member->since_ns = clock_now_ns();
+    gemmd_counter_add(&member->core->sleep_ns, member->since_ns - start_ns);
+}
+
 static void *run_member(void *argument)
 {
     struct member *member = argument;
@@ -178,7 +190,9 @@ static void *run_member(void *argument)
     member->since_ns = clock_now_ns();
     sem_post(&team->started);
     while (!atomic_load_explicit(&team->stop, memory_order_acquire))
-        if (!work_once(member) && !spin(member))
+        if (atomic_load_explicit(&member->away, memory_order_relaxed))
+            sit_out(member);
+        else if (!work_once(member) && !spin(member))
             park(member);
     return NULL;
 }
@@ -298,18 +312,26 @@ uint64_t team_wakes(const struct team *team)
     return team->wakes;
 }
 
+static void send_away(struct member *member, bool away)
+{
+    if (atomic_exchange(&member->away, away) && !away)
+        syscall(SYS_futex, &member->away, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
 int team_repin(struct team *team)
 {
-    int mended = 0;
+    int mended = 0, error = 0;
 
     for (uint32_t i = 0; i < team->member_count; i++) {
         int result = topology_repin(team->members[i].tid, team->members[i].cpu);
 
+        send_away(&team->members[i], result < 0);
         if (result < 0)
-            return result;
-        mended += result;
+            error = result;
+        else
+            mended += result;
     }
-    return mended;
+    return error ? error : mended;
 }
 
 /* ---- open and close -------------------------------------------------------------------------- */
@@ -366,6 +388,8 @@ void team_close(struct team **team_p)
         return;
     atomic_store(&team->stop, true);
     wake_parked(team, INT_MAX);
+    for (uint32_t i = 0; i < team->member_count; i++)
+        send_away(&team->members[i], false);
     for (uint32_t i = 0; i < team->member_count; i++)
         pthread_join(team->members[i].thread, NULL);
     sem_destroy(&team->started);

@@ -57,8 +57,8 @@ void team_run(struct team *team, const struct team_work *work, struct team_resul
 /* Wakes made so far (system calls of the caller). */
 uint64_t team_wakes(const struct team *team);
 
-/* Any thread: puts back the affinity that a cpuset change took away.  How many threads it
- * mended; -errno when one could not be (its CPU is offline or forbidden). */
+/* One thread at a time: puts back the affinity that a cpuset change took away.  How many it mended;
+ * -errno when one could not be (its CPU is offline or forbidden): it sleeps until it can. */
 int team_repin(struct team *team);
 
 #endif

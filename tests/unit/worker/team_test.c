@@ -2,6 +2,7 @@
 #include "tests/unit/worker/unit.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -293,6 +294,52 @@ static void test_repin(void **state)
     team_close(&team);
 }
 
+static bool cpu_is_gone;
+
+int __real_topology_repin(pid_t tid, int cpu);
+int __wrap_topology_repin(pid_t tid, int cpu);
+
+int __wrap_topology_repin(pid_t tid, int cpu)
+{
+    return cpu_is_gone ? -EINVAL : __real_topology_repin(tid, cpu);
+}
+
+/* A thread whose CPU is gone claims nothing until it is back, and can be ended while it is away. */
+static void test_away(void **state)
+{
+    const struct timespec nap = {.tv_nsec = 20000000};
+    struct team *team = open_team(1000);
+    static struct load load;
+    uint64_t busy_ns;
+
+    (void)state;
+    if (team_size(team) < 2) {
+        team_close(&team);
+        print_message("SKIP: one CPU\n");
+        skip();
+    }
+    load.stop_at = UINT32_MAX;
+    load.spin_ns = 100000;
+    cpu_is_gone = true;
+    assert_int_equal(team_repin(team), -EINVAL);
+    check_run(team, &load, 8, true, true); /* whoever slept has seen it then */
+    nanosleep(&nap, NULL);
+    busy_ns = gemmd_counter_read(&cores[0].busy_ns);
+    for (int i = 0; i < 50; i++)
+        check_run(team, &load, 8, true, true);
+    assert_int_equal(gemmd_counter_read(&cores[0].busy_ns), busy_ns);
+    cpu_is_gone = false;
+    assert_int_equal(team_repin(team), 0);
+    for (int i = 0; gemmd_counter_read(&cores[0].busy_ns) == busy_ns; i++) {
+        assert_in_range(i, 0, 5000);
+        check_run(team, &load, 8, true, true);
+    }
+    cpu_is_gone = true;
+    assert_int_equal(team_repin(team), -EINVAL);
+    team_close(&team);
+    cpu_is_gone = false;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -301,7 +348,7 @@ int main(void)
         cmocka_unit_test(test_every_chunk_once), cmocka_unit_test(test_crowded),
         cmocka_unit_test(test_stop),
         cmocka_unit_test(test_park_and_wake),    cmocka_unit_test(test_idle_costs_nothing),
-        cmocka_unit_test(test_repin),
+        cmocka_unit_test(test_repin),            cmocka_unit_test(test_away),
     };
 
     sched_getaffinity(0, sizeof(allowed), &allowed);

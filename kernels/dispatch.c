@@ -20,6 +20,7 @@ gemm_epilogue_fn gemm_epilogue_ref;
 #if GEMM_X86
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_gather_fn gemm_amx_gather;
+gemm_pausing_fn gemm_amx_pausing;
 gemm_begin_fn gemm_amx_begin, gemm_amx_end;
 gemm_fused_fn gemm_amx_fused, gemm_amx_fused_panel, gemm_avx512vnni_fused, gemm_avx512_fused;
 gemm_ukernel_fn gemm_u8s8s32_12x64c4_avx512vnni;
@@ -48,8 +49,9 @@ enum { AMX_GROUP_BYTES = 1024 * 1024 };
 static const struct gemm_kernel kernels[] = {
 #if GEMM_X86
     ROW(6, CPU_LEVEL_AMX, amx, 32, 64, 4, 16, gemm_epilogue_avx512, .gather = gemm_amx_gather,
-        .fused = gemm_amx_fused, .b_group_bytes = AMX_GROUP_BYTES, .begin = gemm_amx_begin,
-        .end = gemm_amx_end, .fused_panel = gemm_amx_fused_panel, .fused_panel_k = 64),
+        .fused = gemm_amx_fused, .b_group_bytes = AMX_GROUP_BYTES, .pausing = gemm_amx_pausing,
+        .begin = gemm_amx_begin, .end = gemm_amx_end, .fused_panel = gemm_amx_fused_panel,
+        .fused_panel_k = 64),
     ROW(5, CPU_LEVEL_AVX512VNNI, avx512vnni, 12, 64, 4, 16, gemm_epilogue_avx512,
         .fused_panel = gemm_avx512vnni_fused, .fused_panel_k = GEMM_K_MAX),
     ROW(3, CPU_LEVEL_AVXVNNI, avxvnni, 6, 16, 4, 16, gemm_epilogue_avx2),

@@ -76,6 +76,12 @@ typedef void gemm_ukernel_fn(size_t m, size_t n, size_t k, const uint8_t *const 
 typedef void gemm_gather_fn(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                             const int8_t *panel, uint8_t *copy, size_t copy_stride, int32_t *acc);
 
+/* The same for a thread that may be called away (kernels/pausing.h): asks every so often, with the
+ * sums where they are, in registers.  False: not for that m or k, and nothing was done. */
+struct pausing;
+typedef bool gemm_pausing_fn(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                             const int8_t *panel, int32_t *acc, const struct pausing *pausing);
+
 /* Where a kernel has begin and end, its ukernel runs only between them, on the same thread, with
  * the m that begin got. */
 typedef void gemm_begin_fn(size_t m);
@@ -146,6 +152,7 @@ struct gemm_kernel {
     uint32_t b_group_bytes; /* panels that pass by one tile of rows, from L2; 0: one panel */
     gemm_ukernel_fn *ukernel;
     gemm_gather_fn *gather; /* given where ukernel reads in place only what gemm_are_runs allows */
+    gemm_pausing_fn *pausing;   /* or NULL: its k is cut into parts */
     gemm_begin_fn *begin, *end; /* both or neither */
     gemm_epilogue_fn *epilogue;
     gemm_fused_fn *fused;       /* a tile and several panels, or NULL */

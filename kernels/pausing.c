@@ -1,6 +1,7 @@
 /*
- * The loops of gemm_run, panels outside and tiles of rows inside, with k cut into parts; what lies
- * between begin and end of a kernel is left while somebody is served.
+ * The loops of gemm_run, panels outside and tiles of rows inside, with k cut into parts where the
+ * kernel does not ask by itself; what lies between begin and end of a kernel is left while somebody
+ * is served.
  */
 #include "kernels/pausing.h"
 
@@ -70,6 +71,11 @@ static void multiply(const struct pausing *pausing, const struct gemm_weights *w
     const struct gemm_kernel *kernel = weights->kernel;
     const uint8_t *a[GEMM_MR_MAX];
 
+    if (kernel->pausing && kernel->pausing(tile->m, tile->n, weights->k, tile->a, tile->a_flip,
+                                           tile->panel, tile->acc, pausing)) {
+        ask(pausing, kernel, tile->height);
+        return;
+    }
     for (size_t t = 0; t < weights->k; t += PAUSING_K) {
         size_t k = weights->k - t < PAUSING_K ? weights->k - t : PAUSING_K;
 

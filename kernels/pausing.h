@@ -1,7 +1,8 @@
 /*
- * gemm_run for a thread that may be called away in the middle of a panel: the same bits, in parts
- * of PAUSING_K k, between which it asks whether somebody is there.  The sums of the parts are added
- * in memory, which costs some percent of the rate; so it is for the time in which somebody is
+ * gemm_run for a thread that may be called away in the middle of a panel: the same bits, and every
+ * PAUSING_K k it asks whether somebody is there.  Kernels that do so by themselves keep their sums
+ * in registers unless somebody is.  For the others k is cut into parts, whose sums are added in
+ * memory.  Either costs some percent of the rate; so it is for the time in which somebody is
  * expected.
  */
 #ifndef GEMMD_KERNELS_PAUSING_H

@@ -380,8 +380,10 @@ uint64_t slice_run(struct executor *executor, struct scheduler_scan *scan, uint6
     cut(slice, &estimate_ns);
     work.chunk_count = slice->chunk_count;
     work.stop = is_long(scan) ? stop_slice : never_stop;
-    if (is_long(scan) && executor_expects_latency(executor, start_ns))
+    if (is_long(scan) && executor_expects_latency(executor, start_ns)) {
         work.run_own = slice->layer->view.s8.panels ? run_chunk_pausing : run_chunk_s4_pausing;
+        look_and_serve(slice); /* new rows make the first part the longest */
+    }
     share(executor, &work, estimate_ns);
     team_run(executor->config.team, &work, &result);
     if (result.shared || work.wake)

@@ -30,28 +30,57 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "kernels/pausing.h"
+
 enum {
     SMALL_M = 2, /* kernels/README.md has both sides' figures */
     C_STRIDE = NR * 4,
     COPY_K = 512,              /* k of each row copied at a time: 18 KiB of stack, in L1 */
     COPY_STRIDE = COPY_K + 64, /* not a power of two: rows in different sets of L1 */
+    PAUSE_BLOCKS = PAUSING_K / BLOCK_K,
 };
 
 gemm_ukernel_fn gemm_u8s8s32_32x64c4_amx;
 gemm_gather_fn gemm_amx_gather;
+gemm_pausing_fn gemm_amx_pausing;
 gemm_begin_fn gemm_amx_begin, gemm_amx_end;
 gemm_ukernel_fn gemm_u8s8s32_12x64c4_avx512vnni;
 
 /* A run of k: `blocks` whole blocks, then perhaps one more from elsewhere. */
 struct product {
-    size_t blocks;
+    size_t m, blocks;
     struct rows a;         /* block b BLOCK_K * b further */
     size_t n;              /* columns */
     const int8_t *b;       /* block b at b + b * BLOCK_K * n; rows of a B tile n * KR apart */
     const int8_t *last_b;  /* NULL: no more */
     size_t last_k;         /* where that block begins in a row of A */
     const struct gather *gather; /* NULL: A is there already */
+    const struct pausing *pausing; /* NULL: nobody is to be asked */
 };
+
+/* With C in tiles 0-3, where whoever is served may have its own. */
+static void serve(size_t m, const struct pausing *pausing)
+{
+    _Alignas(64) int32_t c[4][TILE_ROWS * LANES];
+
+    _tile_stored(0, c[0], 64);
+    _tile_stored(1, c[1], 64);
+    _tile_stored(2, c[2], 64);
+    _tile_stored(3, c[3], 64);
+    gemm_amx_end(m);
+    pausing->serve(pausing->owner);
+    gemm_amx_begin(m);
+    _tile_loadd(0, c[0], 64);
+    _tile_loadd(1, c[1], 64);
+    _tile_loadd(2, c[2], 64);
+    _tile_loadd(3, c[3], 64);
+}
+
+INLINE void ask(size_t m, const struct pausing *pausing, size_t block)
+{
+    if (pausing && block % PAUSE_BLOCKS == PAUSE_BLOCKS - 1 && pausing->look(pausing->owner))
+        serve(m, pausing);
+}
 
 /* ---- 3 to 16 rows: nv C tiles ---------------------------------------------------------------- */
 
@@ -76,8 +105,9 @@ INLINE void wide_block(size_t nv, const uint8_t *a, size_t a_stride, const int8_
     }
 }
 
-/* For a constant nv. */
-INLINE void wide(size_t nv, const struct product *p, int32_t *acc, int accumulate)
+/* For a constant nv, or for one that may be called away. */
+INLINE void wide(size_t nv, const struct product *p, const struct pausing *pausing, int32_t *acc,
+                 int accumulate)
 {
     const struct gather *gather = p->gather;
     const uint8_t *a = p->a.upper;
@@ -98,6 +128,7 @@ INLINE void wide(size_t nv, const struct product *p, int32_t *acc, int accumulat
         if (gather)
             gather_block(gather, i + AHEAD);
         wide_block(nv, a, p->a.upper_stride, b);
+        ask(p->m, pausing, i);
         a += BLOCK_K;
         b += BLOCK_K * nv * LANES;
     }
@@ -131,8 +162,8 @@ INLINE void tall_block(int two, const struct rows *a, size_t k, const int8_t *b,
 }
 
 /* The columns from `column` on: 32, or (for a constant `two` of 0) 16. */
-INLINE void tall(int two, const struct product *p, const struct gather *gather, size_t column,
-                 int32_t *acc, int accumulate)
+INLINE void tall(int two, const struct product *p, const struct gather *gather,
+                 const struct pausing *pausing, size_t column, int32_t *acc, int accumulate)
 {
     const size_t b_stride = p->n * KR;
     int32_t *upper = acc + column, *lower = upper + TILE_ROWS * NR;
@@ -155,6 +186,7 @@ INLINE void tall(int two, const struct product *p, const struct gather *gather, 
         if (gather)
             gather_block(gather, i + AHEAD);
         tall_block(two, &a, i * BLOCK_K, b, b_stride);
+        ask(p->m, pausing, i);
         b += BLOCK_K * p->n;
     }
     if (p->last_b)
@@ -172,42 +204,58 @@ static void tall_pair(const struct product *p, const struct gather *gather, size
                       int32_t *acc, int accumulate)
 {
     if (gather)
-        tall(1, p, gather, column, acc, accumulate);
+        tall(1, p, gather, NULL, column, acc, accumulate);
     else
-        tall(1, p, NULL, column, acc, accumulate);
+        tall(1, p, NULL, NULL, column, acc, accumulate);
 }
 
 static void tall_single(const struct product *p, const struct gather *gather, size_t column,
                         int32_t *acc, int accumulate)
 {
     if (gather)
-        tall(0, p, gather, column, acc, accumulate);
+        tall(0, p, gather, NULL, column, acc, accumulate);
     else
-        tall(0, p, NULL, column, acc, accumulate);
+        tall(0, p, NULL, NULL, column, acc, accumulate);
 }
 
 static void wide_whole(const struct product *p, int32_t *acc, int accumulate)
 {
-    wide(4, p, acc, accumulate);
+    wide(4, p, NULL, acc, accumulate);
 }
 
 /* Of the last panel. */
 static void wide_part(const struct product *p, int32_t *acc, int accumulate)
 {
     if (p->n == LANES)
-        wide(1, p, acc, accumulate);
+        wide(1, p, NULL, acc, accumulate);
     else if (p->n == 2 * LANES)
-        wide(2, p, acc, accumulate);
+        wide(2, p, NULL, acc, accumulate);
     else
-        wide(3, p, acc, accumulate);
+        wide(3, p, NULL, acc, accumulate);
 }
 
-static void run(size_t m, const struct product *p, int32_t *acc, int accumulate)
+static void run_pausing(const struct product *p, int32_t *acc, int accumulate)
+{
+    const struct gather *gather = p->gather;
+
+    if (p->m <= TILE_ROWS) {
+        wide(p->n / LANES, p, p->pausing, acc, accumulate);
+        return;
+    }
+    for (size_t column = 0; column < p->n; column += 2 * LANES, gather = NULL)
+        tall(p->n - column >= 2 * LANES, p, gather, p->pausing, column, acc, accumulate);
+}
+
+static void run(const struct product *p, int32_t *acc, int accumulate)
 {
     const struct gather *gather = p->gather;
     size_t column = 0;
 
-    if (m <= TILE_ROWS) {
+    if (p->pausing) {
+        run_pausing(p, acc, accumulate);
+        return;
+    }
+    if (p->m <= TILE_ROWS) {
         (p->n == NR ? wide_whole : wide_part)(p, acc, accumulate);
         return;
     }
@@ -250,25 +298,30 @@ static void move_last_b(int8_t *to, size_t n, const int8_t *from, size_t k)
 
 /* Rows in place.  A last part of block reads the row's last BLOCK_K bytes again, against zeros. */
 static void run_in_place(size_t m, size_t n, size_t k, const uint8_t *const *a,
-                         const int8_t *panel, int32_t *acc)
+                         const int8_t *panel, const struct pausing *pausing, int32_t *acc)
 {
     _Alignas(64) int8_t last[BLOCK_BYTES];
     size_t done = k / BLOCK_K * BLOCK_K;
-    struct product p = {.blocks = k / BLOCK_K, .a = rows_of(m, a), .n = n, .b = panel};
+    struct product p = {.m = m,
+                        .blocks = k / BLOCK_K,
+                        .a = rows_of(m, a),
+                        .n = n,
+                        .b = panel,
+                        .pausing = pausing};
 
     if (done < k) {
         move_last_b(last, n, panel + done * n, k);
         p.last_k = k - BLOCK_K;
         p.last_b = last;
     }
-    run(m, &p, acc, 0);
+    run(&p, acc, 0);
 }
 
 /* Rows copied on their way, `chunk` bytes of each at a time and up to a block more at the end, to
  * `copy`. */
 static void run_gathered(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
                          const int8_t *panel, uint8_t *copy, size_t copy_stride, size_t chunk,
-                         int32_t *acc)
+                         const struct pausing *pausing, int32_t *acc)
 {
     _Alignas(64) int8_t last[BLOCK_BYTES];
 
@@ -277,11 +330,13 @@ static void run_gathered(size_t m, size_t n, size_t k, const uint8_t *const *a, 
 
         size_t whole = bytes / BLOCK_K * BLOCK_K;
         struct gather gather = {m, bytes, a, t, a_flip, copy, copy_stride};
-        struct product p = {.blocks = bytes / BLOCK_K,
+        struct product p = {.m = m,
+                            .blocks = bytes / BLOCK_K,
                             .a = {copy, copy + TILE_ROWS * copy_stride, copy_stride, copy_stride},
                             .n = n,
                             .b = panel + t * n,
-                            .gather = &gather};
+                            .gather = &gather,
+                            .pausing = pausing};
 
         for (size_t block = 0; block < AHEAD; block++)
             gather_block(&gather, block);
@@ -290,7 +345,7 @@ static void run_gathered(size_t m, size_t n, size_t k, const uint8_t *const *a, 
             p.last_k = whole;
             p.last_b = last;
         }
-        run(m, &p, acc, t > 0);
+        run(&p, acc, t > 0);
     }
 }
 
@@ -331,7 +386,7 @@ void gemm_amx_gather(size_t m, size_t n, size_t k, const uint8_t *const *a, uint
                      const int8_t *panel, uint8_t *copy, size_t copy_stride, int32_t *acc)
 {
     if (!for_vectors(m, k)) {
-        run_gathered(m, n, k, a, a_flip, panel, copy, copy_stride, k, acc);
+        run_gathered(m, n, k, a, a_flip, panel, copy, copy_stride, k, NULL, acc);
         return;
     }
     for (size_t i = 0; i < m; i++) {
@@ -341,15 +396,31 @@ void gemm_amx_gather(size_t m, size_t n, size_t k, const uint8_t *const *a, uint
     gemm_u8s8s32_12x64c4_avx512vnni(m, n, k, a, a_flip, panel, acc);
 }
 
-void gemm_u8s8s32_32x64c4_amx(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
-                              const int8_t *panel, int32_t *acc)
+static void run_tiles(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                      const int8_t *panel, const struct pausing *pausing, int32_t *acc)
 {
     _Alignas(64) uint8_t copy[MR][COPY_STRIDE];
 
+    if (!a_flip && gemm_are_runs(m, a))
+        run_in_place(m, n, k, a, panel, pausing, acc);
+    else
+        run_gathered(m, n, k, a, a_flip, panel, copy[0], COPY_STRIDE, COPY_K, pausing, acc);
+}
+
+void gemm_u8s8s32_32x64c4_amx(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                              const int8_t *panel, int32_t *acc)
+{
     if (for_vectors(m, k))
         gemm_u8s8s32_12x64c4_avx512vnni(m, n, k, a, a_flip, panel, acc);
-    else if (!a_flip && gemm_are_runs(m, a))
-        run_in_place(m, n, k, a, panel, acc);
     else
-        run_gathered(m, n, k, a, a_flip, panel, copy[0], COPY_STRIDE, COPY_K, acc);
+        run_tiles(m, n, k, a, a_flip, panel, NULL, acc);
+}
+
+bool gemm_amx_pausing(size_t m, size_t n, size_t k, const uint8_t *const *a, uint8_t a_flip,
+                      const int8_t *panel, int32_t *acc, const struct pausing *pausing)
+{
+    if (for_vectors(m, k))
+        return false;
+    run_tiles(m, n, k, a, a_flip, panel, pausing, acc);
+    return true;
 }

@@ -28,6 +28,7 @@ static void few_rows(size_t m, size_t n, size_t k, const uint8_t *const *a, uint
 #define gemm_amx_begin                 amx_model_begin
 #define gemm_amx_end                   amx_model_end
 #define gemm_amx_gather                amx_model_gather
+#define gemm_amx_pausing               amx_model_pausing
 #define gemm_u8s8s32_32x64c4_amx       amx_model_ukernel
 #define gemm_u8s8s32_12x64c4_avx512vnni few_rows
 #define gemm_amx_fused                 amx_model_fused
@@ -69,6 +70,7 @@ const struct gemm_kernel *amx_model(void)
         .b_group_bytes = GROUP_BYTES,
         .ukernel = amx_model_ukernel,
         .gather = amx_model_gather,
+        .pausing = amx_model_pausing,
         .begin = amx_model_begin,
         .end = amx_model_end,
         .epilogue = gemm_epilogue_ref,

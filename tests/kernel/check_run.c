@@ -1,12 +1,14 @@
 /*
- * gemm_run whole: strided and gathered rows, column slices, every output type, canaries round each
- * C row, guard pages behind the operands.  The oracle is a dot product per element from the
- * unpacked operands, and the reference epilogue on that one number.
+ * gemm_run and pausing_run whole: strided and gathered rows, column slices, every output type,
+ * canaries round each C row, guard pages behind the operands.  The oracle is a dot product per
+ * element from the unpacked operands, and the reference epilogue on that one number.
  */
 #include "tests/kernel/check.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "kernels/pausing.h"
 
 enum { CANARY = 0xc3, CANARY_BYTES = 64, A_PADDING = 3 };
 
@@ -144,6 +146,27 @@ static void compare(const struct job *job, const struct data *d,
     free(expected);
 }
 
+static bool look(void *owner)
+{
+    (void)owner;
+    return random_below(2);
+}
+
+/* The kernel has left its registers by now. */
+static void serve(void *owner)
+{
+    (void)owner;
+}
+
+static void run_pausing(const struct gemm_weights *weights, const struct gemm_epilogue *epilogue,
+                        size_t rows, const uint8_t *const *a, void *const *c, size_t n_begin,
+                        size_t n_end)
+{
+    const struct pausing pausing = {look, serve, NULL};
+
+    pausing_run(&pausing, weights, epilogue, rows, a, c, n_begin, n_end);
+}
+
 static void check_job(const struct gemm_kernel *kernel, const struct job *job)
 {
     bool narrow = job->c_type == GEMM_TYPE_U8 || job->c_type == GEMM_TYPE_S8;
@@ -157,6 +180,7 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
         .inverse_c_scale = 0.037f,
     };
     uint32_t panels = (job->n + kernel->nr - 1u) / kernel->nr;
+    bool pauses = random_below(4) == 0;
     uint32_t n_begin = random_below(2) ? 0 : random_below(panels) * kernel->nr;
     uint32_t n_end = n_begin + (1 + random_below(panels)) * kernel->nr;
 
@@ -166,9 +190,9 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
         n_begin = 0;
         n_end = job->n;
     }
-    check_step("gemm_run m=%u n=%u k=%u a=%d c=%d relu=%d zero=%d fill=%s %s columns [%u,%u)",
-               job->rows, job->n, job->k, job->a_type, job->c_type, job->activation,
-               job->a_zero_point, fill_name(job->fill),
+    check_step("%s m=%u n=%u k=%u a=%d c=%d relu=%d zero=%d fill=%s %s columns [%u,%u)",
+               pauses ? "pausing_run" : "gemm_run", job->rows, job->n, job->k, job->a_type,
+               job->c_type, job->activation, job->a_zero_point, fill_name(job->fill),
                !job->gathered ? "strided" : job->runs ? "in runs" : "gathered", n_begin, n_end);
     data_open(&d, kernel, job);
     gemm_pack(kernel, job->n, job->k, (const int8_t *)d.b.data, job->k, (int8_t *)d.panels.data,
@@ -178,7 +202,8 @@ static void check_job(const struct gemm_kernel *kernel, const struct job *job)
     epilogue.offset = d.offset;
     epilogue.scale = d.scale;
     epilogue.bias = d.bias;
-    gemm_run(&weights, &epilogue, job->rows, d.a_rows, d.c_rows, n_begin, n_end);
+    (pauses ? run_pausing : gemm_run)(&weights, &epilogue, job->rows, d.a_rows, d.c_rows, n_begin,
+                                      n_end);
     compare(job, &d, &epilogue, n_begin, n_end);
     data_close(&d);
 }

@@ -47,6 +47,7 @@ static void check(const struct gemm_kernel *kernel, uint32_t rows, uint32_t k, e
     const struct pausing pausing = {look, serve, &call};
     uint32_t tiles = (rows + kernel->mr - 1) / kernel->mr;
     uint32_t panels = (N + kernel->nr - 1) / kernel->nr;
+    uint32_t looks = tiles * panels * ((k + PAUSING_K - 1) / PAUSING_K);
 
     gemm_pack(kernel, N, k, weights, k, packed, offset);
     gemm_offset(N, type, 3, offset, NULL, offset);
@@ -55,7 +56,10 @@ static void check(const struct gemm_kernel *kernel, uint32_t rows, uint32_t k, e
     gemm_run(&call.weights, &call.epilogue, rows, a, to_expected, 0, N);
     pausing_run(&pausing, &call.weights, &call.epilogue, rows, a, to_got, 0, N);
     assert_memory_equal(got, expected, sizeof(got));
-    assert_int_equal(call.looks, tiles * panels * ((k + PAUSING_K - 1) / PAUSING_K));
+    if (kernel->pausing) /* more where it takes the columns of a panel in turn */
+        assert_in_range(call.looks, looks, 2 * looks);
+    else
+        assert_int_equal(call.looks, looks);
     assert_true(call.served > 0);
 }
 

@@ -74,15 +74,18 @@ uint64_t world_round_bound_ns(const struct world *world)
     return round_ns * (world->noisy ? 4 : 1);
 }
 
-/* How long the job may have taken: a debt takes debt / quantum rounds.  SCHEDULER_AHEAD_NS is 4. */
+/* How long the job may have taken: a debt takes debt / quantum rounds, and services since then make
+ * it larger.  SCHEDULER_AHEAD_NS is 4. */
 static uint64_t starvation_bound_ns(const struct world *world, const struct world_session *session,
                                     const struct world_job *job)
 {
+    uint64_t quantum_ns = (uint64_t)SCHEDULER_QUANTUM_NS * session->weight;
     uint64_t scan_ns = scan_bound_ns(world), rounds;
 
-    rounds = 8 + WORLD_ENTRIES * (1 + scan_ns / ((uint64_t)SCHEDULER_QUANTUM_NS * session->weight));
+    rounds = 8 + WORLD_ENTRIES * (1 + scan_ns / quantum_ns);
     if (job->job.class == SCHEDULER_BACKGROUND)
         rounds *= SCHEDULER_BACKGROUND_SHARE;
+    rounds += (session->serviced_ns - job->serviced_ns) / quantum_ns;
     return rounds * world_round_bound_ns(world) + world->layer[job->layer].scheduled.window_ns;
 }
 
@@ -137,6 +140,7 @@ void world_take_done(struct world *world)
 static void serve(struct world *world, struct world_session *session, uint64_t ns)
 {
     session->worth_ns += ns;
+    session->serviced_ns += ns;
     world->compute_ns += ns;
     world->now_ns += ns;
     world->served_ns += ns;
@@ -223,6 +227,7 @@ static void accept(struct world *world, struct world_session *session, const str
     job->job.deadline_ns = sqe->deadline_ns;
     job->job.seen_ns = job->accepted_ns = world->now_ns;
     job->accepted = true;
+    job->serviced_ns = session->serviced_ns;
     job->session = (uint32_t)(session - world->session);
     job->layer = sqe->layer;
     job->tag = sqe->tag;

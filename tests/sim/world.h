@@ -39,7 +39,7 @@ struct world_job {
     bool accepted;   /* in flight in the scheduler */
     bool cancelled, stale;
     uint32_t session, layer, tag;
-    uint64_t accepted_ns;
+    uint64_t accepted_ns, serviced_ns; /* its session's, then */
     uint8_t cells[WORLD_ROWS][WORLD_PANELS]; /* how often each was computed */
     uint64_t c[WORLD_ROWS][WORLD_PANELS];
 };
@@ -65,6 +65,7 @@ struct world_session {
     uint64_t next_ns; /* when the client acts again */
     /* What it costs to take what is no job that waits, and to wake the client; 0: it is awake. */
     uint64_t serve_ns, wake_ns;
+    uint64_t serviced_ns; /* so much of it in all */
     bool touched;        /* it has completions that it was not woken for */
     uint64_t shut_round; /* since when nothing is taken from it; 0: it may be */
     uint32_t next_tag;

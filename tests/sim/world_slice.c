@@ -199,7 +199,7 @@ bool world_run_slice(struct world *world)
 
     check_windows(world);
     world->served_ns = 0;
-    world_complete(world); /* past their deadlines */
+    world_take_done(world); /* past their deadlines */
     if (!scan)
         return false;
     check_scan(world, scan);

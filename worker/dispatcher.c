@@ -52,14 +52,16 @@ struct dispatcher {
 /* ---- what the executor asks for -------------------------------------------------------------- */
 
 /* Edge W: the client sleeps and has what it waits for. */
-static void wake_client(void *owner, struct session_ring *ring)
+static uint64_t wake_client(void *owner, struct session_ring *ring)
 {
     struct dispatcher *dispatcher = owner;
     const uint64_t one = 1;
+    uint64_t start_ns;
     int wake_fd;
 
     if (!gemmd_wake_wanted(ring->client_line, ring->cq.index, ring->worker_line, &ring->last_woken))
-        return;
+        return 0;
+    start_ns = clock_now_ns();
     wake_fd = __atomic_load_n(&ring->wake_fd, __ATOMIC_ACQUIRE);
     if (wake_fd < 0)
         syscall(SYS_futex, &ring->worker_line->cq_futex, FUTEX_WAKE, 1, NULL, NULL, 0);
@@ -68,6 +70,7 @@ static void wake_client(void *owner, struct session_ring *ring)
     gemmd_counter_add(&dispatcher->config.stats->syscalls, 1);
     gemmd_counter_add(&dispatcher->config.stats->wakes, 1);
     gemmd_counter_add(&ring->wakeups, 1);
+    return clock_now_ns() - start_ns;
 }
 
 static void report_violation(void *owner, struct session_ring *ring, enum gemmd_status status)

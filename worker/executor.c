@@ -11,6 +11,11 @@
 
 /* As many lines as a core can wait for at a time; more would only keep others from their turn. */
 #define PREFETCH_BYTES (16 * 64)
+/* What a service costs beside the time from its beginning to its end: the line that says that there
+ * is something to do comes from the client's core. */
+#define LOOK_NS 200
+/* A cancel in the middle of a slice: that ends, and the next one begins with cold streams. */
+#define CUT_NS 3000
 
 /* ---- completions ----------------------------------------------------------------------------- */
 
@@ -49,13 +54,23 @@ static void push(struct executor *executor, struct session_ring *ring, const str
     }
 }
 
-static void wake_touched(struct executor *executor)
+/* Returns the ns that took.  It is the sessions' to pay while others have work. */
+static uint64_t wake_touched(struct executor *executor)
 {
+    struct scheduler *scheduler = &executor->scheduler;
+    uint64_t ns, all_ns = 0;
+
     for (uint32_t i = 0; i < executor->touched_count; i++) {
-        executor->touched[i]->touched = false;
-        executor->config.wake(executor->config.owner, executor->touched[i]);
+        struct session_ring *ring = executor->touched[i];
+
+        ring->touched = false;
+        ns = executor->config.wake(executor->config.owner, ring);
+        all_ns += ns;
+        if (ns && scheduler_has_others(scheduler, &ring->scheduled))
+            scheduler_charge_service(scheduler, &ring->scheduled, ns, scheduler->served_ns);
     }
     executor->touched_count = 0;
+    return all_ns;
 }
 
 /* Of a job that ran, or began to. */
@@ -278,21 +293,28 @@ static int64_t room(struct session_ring *ring)
     return space > ring->scheduled.in_flight ? space - ring->scheduled.in_flight : 0;
 }
 
-bool executor_take(struct executor *executor, struct session_ring *ring)
+/* The time of a service that is to be paid, since others wait for its end; else 0. */
+static uint64_t begin_service(const struct executor *executor, const struct session_ring *ring)
+{
+    return scheduler_has_others(&executor->scheduler, &ring->scheduled) ? clock_now_ns() : 0;
+}
+
+/* beside_ns: what the clock does not see of it; served_ns: the scheduler's when it began. */
+static void end_service(struct executor *executor, struct session_ring *ring, uint64_t start_ns,
+                        uint64_t beside_ns, uint64_t served_ns)
+{
+    if (start_ns)
+        scheduler_charge_service(&executor->scheduler, &ring->scheduled,
+                                 clock_now_ns() - start_ns + beside_ns, served_ns);
+}
+
+/* As many as there is room for, and a batch at most. */
+static uint32_t take_batch(struct executor *executor, struct session_ring *ring, int64_t space,
+                           uint64_t *now_ns)
 {
     struct gemmd_sqe sqe;
-    uint64_t now_ns = 0;
-    int64_t space;
     uint32_t taken = 0;
 
-    if (executor->cancelling || is_violated(ring) || !gemmd_sq_ready(&ring->sq))
-        return false;
-    space = room(ring);
-    if (space < 0) {
-        executor->config.violate(executor->config.owner, ring, GEMMD_STATUS_CQ_HEAD);
-        return false;
-    }
-    ring->stalled = space == 0 && !session_ring_is_busy(ring);
     while (taken < SESSION_BATCH && taken < space && gemmd_sq_take(&ring->sq, &sqe)) {
         taken++;
         if (sqe.op == GEMMD_OP_CANCEL && executor->between) {
@@ -300,16 +322,42 @@ bool executor_take(struct executor *executor, struct session_ring *ring)
             executor->cancel = sqe;
             break;
         }
-        admit(executor, ring, &sqe, &now_ns);
+        admit(executor, ring, &sqe, now_ns);
         if (sqe.op == GEMMD_OP_CANCEL)
             break; /* it costs a search: one in a turn */
     }
-    if (!taken)
+    return taken;
+}
+
+bool executor_take(struct executor *executor, struct session_ring *ring)
+{
+    uint64_t served_ns = executor->scheduler.served_ns, start_ns, now_ns;
+    int64_t space;
+    uint32_t taken;
+
+    if (executor->cancelling || is_violated(ring))
         return false;
-    ring->used = executor->taken = true;
-    executor->seen_ns = taken == 1 ? now_ns : 0;
-    wake_touched(executor);
-    return true;
+    if (!scheduler_may_take(&executor->scheduler, &ring->scheduled)) {
+        ring->used = true; /* its turn comes; not even a look before that */
+        return false;
+    }
+    if (!gemmd_sq_ready(&ring->sq))
+        return false;
+    start_ns = now_ns = begin_service(executor, ring);
+    space = room(ring);
+    if (space < 0) {
+        executor->config.violate(executor->config.owner, ring, GEMMD_STATUS_CQ_HEAD);
+        return false;
+    }
+    ring->stalled = space == 0 && !session_ring_is_busy(ring);
+    taken = take_batch(executor, ring, space, &now_ns);
+    if (taken) {
+        ring->used = executor->taken = true;
+        executor->seen_ns = taken == 1 ? now_ns : 0;
+        wake_touched(executor);
+    }
+    end_service(executor, ring, start_ns, LOOK_NS, served_ns);
+    return taken;
 }
 
 /* ---- turns ----------------------------------------------------------------------------------- */
@@ -322,14 +370,14 @@ static uint64_t now_or_seen(struct executor *executor)
     return now_ns;
 }
 
-/* Returns the time at its end. */
+/* Returns the time at the slice's end, and that of waking clients after it. */
 static uint64_t run_and_complete(struct executor *executor, struct scheduler_scan *scan,
                                  uint64_t now_ns)
 {
     if (scan)
         now_ns = slice_run(executor, scan, now_ns);
     complete_done(executor, now_ns);
-    wake_touched(executor);
+    now_ns += wake_touched(executor);
     if (scan)
         slice_count(executor);
     return now_ns;
@@ -338,19 +386,21 @@ static uint64_t run_and_complete(struct executor *executor, struct scheduler_sca
 uint64_t executor_run_between(struct executor *executor)
 {
     uint64_t start_ns = now_or_seen(executor), now_ns = start_ns;
+    uint64_t served_ns = executor->scheduler.served_ns;
     struct scheduler_scan *scan;
 
     do {
         scan = scheduler_next_short(&executor->scheduler, now_ns);
         now_ns = run_and_complete(executor, scan, now_ns);
     } while (scan);
-    return now_ns - start_ns;
+    /* Wakes that were paid for are the slice's to take off (scheduler_ran). */
+    return now_ns - start_ns - (executor->scheduler.served_ns - served_ns);
 }
 
 bool executor_step(struct executor *executor)
 {
     struct session_ring *cancelling;
-    uint64_t now_ns;
+    uint64_t now_ns, start_ns, served_ns;
 
     if (!scheduler_has_work(&executor->scheduler))
         return false;
@@ -359,9 +409,11 @@ bool executor_step(struct executor *executor)
     cancelling = executor->cancelling;
     if (cancelling) {
         executor->cancelling = NULL;
-        now_ns = 0;
+        served_ns = executor->scheduler.served_ns;
+        start_ns = now_ns = begin_service(executor, cancelling);
         admit(executor, cancelling, &executor->cancel, &now_ns);
         wake_touched(executor);
+        end_service(executor, cancelling, start_ns, CUT_NS, served_ns);
     }
     return true;
 }

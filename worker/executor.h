@@ -70,7 +70,8 @@ struct executor_config {
     /* In the middle of a slice: calls executor_take for sessions that submitted.  True: something
      * else has come, for which the slice is to end. */
     bool (*look)(void *owner);
-    void (*wake)(void *owner, struct session_ring *ring); /* completions were written */
+    /* Completions were written.  Returns the ns that waking the client took; 0: it is awake. */
+    uint64_t (*wake)(void *owner, struct session_ring *ring);
     void (*violate)(void *owner, struct session_ring *ring, enum gemmd_status status);
     void *owner;
 };

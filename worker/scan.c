@@ -443,23 +443,23 @@ static uint32_t arrive(struct scheduler *scheduler, struct scheduler_scan *scan,
     return arrived;
 }
 
-/* Jobs that come in the middle of a long scan's slice take some of its time, and paid for that. */
-static uint64_t less_taken(struct scheduler *scheduler, const struct scheduler_scan *scan,
+/* Whom the dispatcher served in the middle of a long scan's slice has paid for that. */
+static uint64_t less_served(struct scheduler *scheduler, const struct scheduler_scan *scan,
                            uint64_t ns)
 {
-    uint64_t taken_ns = scheduler->taken_ns;
+    uint64_t served_ns = scheduler->served_ns;
 
     if (is_short(scan))
         return ns;
-    scheduler->taken_ns = 0;
-    return taken_ns < ns ? ns - taken_ns : 0;
+    scheduler->served_ns = 0;
+    return served_ns < ns ? ns - served_ns : 0;
 }
 
 void scheduler_prepared(struct scheduler *scheduler, struct scheduler_scan *scan, uint64_t ns)
 {
     uint32_t panels = scan->layer->panels, made = 0;
 
-    ns = less_taken(scheduler, scan, ns);
+    ns = less_served(scheduler, scan, ns);
     for (uint32_t i = 0; i < scan->member_count; i++)
         if (scan->members[i].panels_left == panels)
             made += scan->members[i].rows;
@@ -476,12 +476,11 @@ void scheduler_ran(struct scheduler *scheduler, struct scheduler_scan *scan, uin
     uint32_t arrived;
 
     assert(panels && panels <= scan->panels_now);
-    own_ns = less_taken(scheduler, scan, ns);
+    own_ns = less_served(scheduler, scan, ns);
     /* A thread that lost its CPU in the middle is nobody's debt: 3 ms for a job of 2 us would keep
      * its session waiting for that long. */
     charge_members(scheduler, scan, layer->measured && own_ns > dear_ns ? dear_ns : own_ns);
-    /* What others took is but a guess. */
-    learn(layer, scan->rows, panels, own_ns > ns / 2 ? own_ns : ns - ns / 2);
+    learn(layer, scan->rows, panels, own_ns);
     scan->position += panels;
     if (scan->position >= layer->panels)
         scan->position -= layer->panels;

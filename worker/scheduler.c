@@ -82,6 +82,40 @@ void scheduler_charge(struct scheduler *scheduler, struct scheduler_queue *queue
     }
 }
 
+bool scheduler_has_others(const struct scheduler *scheduler,
+                          const struct scheduler_session *session)
+{
+    uint32_t own = 0;
+
+    if (scheduler->linked == 0)
+        return false;
+    for (int class = 0; class < SCHEDULER_CLASS_COUNT; class++)
+        own += list_is_linked(&session->queues[class].link);
+    return scheduler->linked > own;
+}
+
+bool scheduler_has_renewed(const struct scheduler *scheduler, struct scheduler_session *session)
+{
+    refresh(scheduler, &session->service);
+    return session->service.credit_ns > 0 || !scheduler_has_others(scheduler, session) ||
+           SCHEDULER_MUTANT == 15; /* however much was served */
+}
+
+void scheduler_charge_service(struct scheduler *scheduler, struct scheduler_session *session,
+                              uint64_t ns, uint64_t served_ns)
+{
+    uint64_t paid_ns = scheduler->served_ns - served_ns;
+
+    if (ns > SCHEDULER_SERVICE_NS_MAX)
+        ns = SCHEDULER_SERVICE_NS_MAX;
+    scheduler->served_ns = served_ns + ns;
+    ns = ns > paid_ns ? ns - paid_ns : 0;
+    refresh(scheduler, &session->service);
+    session->service.credit_ns -= (int64_t)ns;
+    if (SCHEDULER_MUTANT != 14) /* services are for nothing */
+        scheduler_charge(scheduler, &session->queues[SCHEDULER_NORMAL], ns);
+}
+
 /* Nobody with work has credit: as many rounds go by as the one nearest to credit needs. */
 static void new_round(struct scheduler *scheduler)
 {
@@ -197,7 +231,7 @@ void scheduler_submit(struct scheduler *scheduler, struct scheduler_job *job)
     change_in_flight(session, 1);
     if (SCHEDULER_MUTANT != 13) /* jobs are taken for nothing */
         scheduler_charge(scheduler, scheduler_queue_of(job), SCHEDULER_JOB_NS);
-    scheduler->taken_ns += SCHEDULER_JOB_NS;
+    scheduler->served_ns += SCHEDULER_JOB_NS;
     job->held = job->gathered = false;
     if (!window_keep(scheduler, job))
         scheduler_enter(scheduler, job);
@@ -424,7 +458,7 @@ struct scheduler_scan *scheduler_next(struct scheduler *scheduler, uint64_t now_
 {
     struct scheduler_scan *short_scan = &scheduler->scans[SCHEDULER_LONG_SCANS];
 
-    scheduler->taken_ns = 0;
+    scheduler->served_ns = 0;
     window_close_due(scheduler, now_ns);
     /* Cut short by whoever ran it: it holds the only place of its kind. */
     if (short_scan->layer && scan_prepare(scheduler, short_scan, short_scan->leader, now_ns))

@@ -44,6 +44,8 @@ enum scheduler_class {
 /* What a job costs beside its compute: it is taken, queued and completed.  230 to 270 ns on the
  * guest of README.md, a guess elsewhere. */
 #define SCHEDULER_JOB_NS UINT64_C(200)
+/* The most that one service of the dispatcher can cost: it may have lost its CPU in the middle. */
+#define SCHEDULER_SERVICE_NS_MAX UINT64_C(20000)
 #define SCHEDULER_WEIGHT_MAX 64
 /* Rows share a scan as long as one panel of it takes no more than this on one thread. */
 #define SCHEDULER_PANEL_NS UINT64_C(20000)
@@ -86,6 +88,7 @@ struct scheduler_user {
 
 struct scheduler_session {
     struct scheduler_account accounts[2]; /* latency and normal; background */
+    struct scheduler_account service;     /* what is served beside others' work, each round */
     struct scheduler_queue queues[SCHEDULER_CLASS_COUNT];
     struct scheduler_flow *last; /* of its last job */
     struct scheduler_user *user;
@@ -176,7 +179,7 @@ struct scheduler {
     struct list gathering; /* layers whose window is open */
     struct list done;
     uint64_t round;
-    uint64_t taken_ns; /* paid by jobs that came since scheduler_next */
+    uint64_t served_ns; /* services since scheduler_next */
     uint32_t waiting; /* jobs */
     uint32_t linked;  /* queues */
     struct scheduler_scan scans[SCHEDULER_SCANS];
@@ -201,6 +204,22 @@ void scheduler_init_layer(struct scheduler_layer *layer, uint32_t panels, uint32
 void scheduler_limit_rows(struct scheduler_layer *layer, uint32_t rows, uint32_t rows_short);
 void scheduler_init_flow(struct scheduler_flow *flow, struct scheduler_session *session,
                          struct scheduler_layer *layer);
+
+/* Does any other session have jobs that wait or run?  While it is so, what the dispatcher does for
+ * this one (takes, refuses, cancels, wakes) is its to pay, and no more is taken from it in a round
+ * than its quantum pays for: work that is charged afterwards would have been done. */
+bool scheduler_has_others(const struct scheduler *scheduler,
+                          const struct scheduler_session *session);
+bool scheduler_has_renewed(const struct scheduler *scheduler, struct scheduler_session *session);
+static inline bool scheduler_may_take(const struct scheduler *scheduler,
+                                      struct scheduler_session *session)
+{
+    return session->service.credit_ns > 0 || scheduler_has_renewed(scheduler, session);
+}
+/* So much of it.  served_ns: the scheduler's before that; jobs taken and wakes since then have paid
+ * for themselves. */
+void scheduler_charge_service(struct scheduler *scheduler, struct scheduler_session *session,
+                              uint64_t ns, uint64_t served_ns);
 
 /* Would the session's next job be admitted, or held until others have ended?  Held ones are not
  * left in the ring, where they would keep cancels from being seen. */

@@ -8,7 +8,7 @@
 int scheduler_init(struct scheduler *scheduler, const struct scheduler_config *config)
 {
     scheduler->config = *config;
-    scheduler->round = scheduler->taken_ns = 0;
+    scheduler->round = scheduler->served_ns = 0;
     scheduler->waiting = scheduler->linked = 0;
     list_init(&scheduler->done);
     list_init(&scheduler->gathering);
@@ -60,6 +60,7 @@ void scheduler_add_session(struct scheduler *scheduler, struct scheduler_session
     list_init(&session->held);
     session->accounts[0].quantum_ns = quantum_ns;
     session->accounts[1].quantum_ns = quantum_ns / SCHEDULER_BACKGROUND_SHARE;
+    session->service = (struct scheduler_account){quantum_ns, quantum_ns, scheduler->round};
     for (int i = 0; i < 2; i++) {
         session->accounts[i].credit_ns = session->accounts[i].quantum_ns;
         session->accounts[i].round = scheduler->round;

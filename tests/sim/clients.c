@@ -90,6 +90,17 @@ static struct world_sqe dearest(struct world *world, const struct world_session 
     return sqe;
 }
 
+static void act_chatty(struct world *world, struct world_session *session)
+{
+    for (uint32_t i = 0; has_slot(session); i++) {
+        struct world_sqe sqe = dearest(world, session);
+
+        if (i >= 2)
+            sqe.rows = 0;
+        push(session, sqe);
+    }
+}
+
 static void act_canceller(struct world *world, struct world_session *session)
 {
     for (int i = 0; i < 3; i++) {
@@ -173,6 +184,9 @@ void client_act(struct world *world, struct world_session *session)
         if (!world->in_slice && world_random(world, 3) == 0)
             unload(world, session);
         act_mixed(world, session);
+        break;
+    case CLIENT_CHATTY:
+        act_chatty(world, session);
         break;
     case CLIENT_KINDS:
         world_fail(world, "no such client");

@@ -62,26 +62,30 @@ static uint64_t scan_bound_ns(const struct world *world)
     return scan_ns;
 }
 
-/* A round gives every session its quantum and lets both of its accounts overdraw by one scan's
- * worth. */
+/* A round gives every session its quantum, of compute and of services, and lets both of its
+ * accounts overdraw by one scan's worth. */
 uint64_t world_round_bound_ns(const struct world *world)
 {
     uint64_t scan_ns = scan_bound_ns(world), round_ns = 0;
 
     for (uint32_t i = 0; i < world->sessions; i++)
-        round_ns += (uint64_t)SCHEDULER_QUANTUM_NS * world->session[i].weight + 2 * scan_ns;
+        round_ns += 2 * ((uint64_t)SCHEDULER_QUANTUM_NS * world->session[i].weight + scan_ns +
+                         SCHEDULER_SERVICE_NS_MAX);
     return round_ns * (world->noisy ? 4 : 1);
 }
 
-/* How long the job may have taken: a debt takes debt / quantum rounds.  SCHEDULER_AHEAD_NS is 4. */
+/* How long the job may have taken: a debt takes debt / quantum rounds, and services since then make
+ * it larger.  SCHEDULER_AHEAD_NS is 4. */
 static uint64_t starvation_bound_ns(const struct world *world, const struct world_session *session,
                                     const struct world_job *job)
 {
+    uint64_t quantum_ns = (uint64_t)SCHEDULER_QUANTUM_NS * session->weight;
     uint64_t scan_ns = scan_bound_ns(world), rounds;
 
-    rounds = 8 + WORLD_ENTRIES * (1 + scan_ns / ((uint64_t)SCHEDULER_QUANTUM_NS * session->weight));
+    rounds = 8 + WORLD_ENTRIES * (1 + scan_ns / quantum_ns);
     if (job->job.class == SCHEDULER_BACKGROUND)
         rounds *= SCHEDULER_BACKGROUND_SHARE;
+    rounds += (session->serviced_ns - job->serviced_ns) / quantum_ns;
     return rounds * world_round_bound_ns(world) + world->layer[job->layer].scheduled.window_ns;
 }
 
@@ -94,6 +98,7 @@ static void complete(struct world *world, struct world_session *session, struct 
     job->accepted = false;
     session->completed++;
     session->unreaped++;
+    session->touched = true;
     session->statuses[status]++;
     WORLD_REQUIRE(world, session->unreaped <= WORLD_ENTRIES);
     switch (status) {
@@ -128,6 +133,34 @@ void world_take_done(struct world *world)
         struct world_job *job = LIST_ENTRY(done, struct world_job, job);
 
         complete(world, &world->session[job->session], job);
+    }
+}
+
+/* Time that is spent on a session, beside compute. */
+static void serve(struct world *world, struct world_session *session, uint64_t ns)
+{
+    session->worth_ns += ns;
+    session->serviced_ns += ns;
+    world->compute_ns += ns;
+    world->now_ns += ns;
+    world->served_ns += ns;
+}
+
+void world_complete(struct world *world)
+{
+    world_take_done(world);
+    for (uint32_t i = 0; i < world->sessions; i++) {
+        struct world_session *session = &world->session[i];
+
+        if (!session->touched)
+            continue;
+        session->touched = false;
+        if (!session->open || !session->wake_ns)
+            continue;
+        serve(world, session, session->wake_ns);
+        if (scheduler_has_others(&world->scheduler, &session->scheduled))
+            scheduler_charge_service(&world->scheduler, &session->scheduled, session->wake_ns,
+                                     world->scheduler.served_ns);
     }
 }
 
@@ -194,17 +227,31 @@ static void accept(struct world *world, struct world_session *session, const str
     job->job.deadline_ns = sqe->deadline_ns;
     job->job.seen_ns = job->accepted_ns = world->now_ns;
     job->accepted = true;
+    job->serviced_ns = session->serviced_ns;
     job->session = (uint32_t)(session - world->session);
     job->layer = sqe->layer;
     job->tag = sqe->tag;
-    session->worth_ns += SCHEDULER_JOB_NS;
-    world->compute_ns += SCHEDULER_JOB_NS;
-    world->now_ns += SCHEDULER_JOB_NS;
-    world->taken_ns += SCHEDULER_JOB_NS;
+    serve(world, session, SCHEDULER_JOB_NS);
     scheduler_submit(&world->scheduler, &job->job);
 }
 
-void world_take_submissions(struct world *world, struct world_session *session)
+/* A round gives more than what a batch and the wakes of a ring overdraw. */
+static bool may_take(struct world *world, struct world_session *session)
+{
+    uint64_t round = world->scheduler.round;
+
+    if (scheduler_may_take(&world->scheduler, &session->scheduled)) {
+        session->shut_round = 0;
+        return true;
+    }
+    WORLD_REQUIRE(world, scheduler_has_others(&world->scheduler, &session->scheduled));
+    if (!session->shut_round)
+        session->shut_round = round + 1;
+    WORLD_REQUIRE(world, round + 1 - session->shut_round <= 2);
+    return false;
+}
+
+static void take_batch(struct world *world, struct world_session *session)
 {
     while (session->ring_head != session->ring_tail &&
            session->unreaped + session->scheduled.in_flight < WORLD_ENTRIES) {
@@ -214,14 +261,30 @@ void world_take_submissions(struct world *world, struct world_session *session)
             return;
         session->ring_head++;
         if (sqe->is_cancel) {
+            serve(world, session, session->serve_ns);
             cancel(world, session, sqe->tag);
-        } else if (!session->flows[sqe->layer].layer) {
+        } else if (!sqe->rows || !session->flows[sqe->layer].layer) {
+            serve(world, session, session->serve_ns);
             session->completed++; /* LAYER_STALE at admission */
             session->unreaped++;
         } else {
             accept(world, session, sqe);
         }
     }
+}
+
+void world_take_submissions(struct world *world, struct world_session *session)
+{
+    uint64_t served_ns = world->scheduler.served_ns, start_ns = world->now_ns;
+    bool others;
+
+    if (session->ring_head == session->ring_tail || !may_take(world, session))
+        return;
+    others = scheduler_has_others(&world->scheduler, &session->scheduled);
+    take_batch(world, session);
+    if (others)
+        scheduler_charge_service(&world->scheduler, &session->scheduled, world->now_ns - start_ns,
+                                 served_ns);
 }
 
 /* ---- time ------------------------------------------------------------------------------------ */

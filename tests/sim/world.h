@@ -30,6 +30,7 @@ enum client_kind {
     CLIENT_CANCELLER,   /* hostile: cancels everything */
     CLIENT_LATE,        /* hostile: every deadline is past */
     CLIENT_UNLOADED,    /* its layers are closed and opened under it */
+    CLIENT_CHATTY,      /* hostile: the dearest jobs, and empty ones without end */
     CLIENT_KINDS,
 };
 
@@ -38,7 +39,7 @@ struct world_job {
     bool accepted;   /* in flight in the scheduler */
     bool cancelled, stale;
     uint32_t session, layer, tag;
-    uint64_t accepted_ns;
+    uint64_t accepted_ns, serviced_ns; /* its session's, then */
     uint8_t cells[WORLD_ROWS][WORLD_PANELS]; /* how often each was computed */
     uint64_t c[WORLD_ROWS][WORLD_PANELS];
 };
@@ -46,7 +47,7 @@ struct world_job {
 /* A submission: in the ring, not yet seen by the worker. */
 struct world_sqe {
     bool is_cancel;
-    uint32_t tag, layer, rows; /* is_cancel: tag is the target */
+    uint32_t tag, layer, rows; /* is_cancel: tag is the target; no rows: it completes at once */
     enum scheduler_class class;
     uint64_t deadline_ns;
 };
@@ -62,6 +63,11 @@ struct world_session {
     struct world_sqe ring[WORLD_ENTRIES];
     uint32_t ring_head, ring_tail, unreaped, submitted, completed;
     uint64_t next_ns; /* when the client acts again */
+    /* What it costs to take what is no job that waits, and to wake the client; 0: it is awake. */
+    uint64_t serve_ns, wake_ns;
+    uint64_t serviced_ns; /* so much of it in all */
+    bool touched;        /* it has completions that it was not woken for */
+    uint64_t shut_round; /* since when nothing is taken from it; 0: it may be */
     uint32_t next_tag;
     uint64_t longest_wait_ns;
     uint64_t worth_ns; /* of what it got: the cost of its rows, had they run alone */
@@ -87,7 +93,7 @@ struct world {
     uint64_t slices, panels, panel_rows;
     uint64_t compute_ns; /* of all threads */
     uint64_t between_ns; /* of that, between two chunks of a slice */
-    uint64_t taken_ns;   /* of that, taking jobs in the slice under way */
+    uint64_t served_ns;  /* of that, services in the slice under way */
 };
 
 uint64_t world_random(struct world *world, uint64_t below);
@@ -109,6 +115,8 @@ void world_drain(struct world *world);
 void world_close(struct world *world);
 /* Completes, as far as it has ended. */
 void world_take_done(struct world *world);
+/* And wakes whose jobs did. */
+void world_complete(struct world *world);
 /* What the dispatcher does with a ring. */
 void world_take_submissions(struct world *world, struct world_session *session);
 /* The compute of a round of the scheduler: no more than this. */

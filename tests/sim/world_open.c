@@ -48,6 +48,8 @@ void world_add_session(struct world *world, uint32_t index, enum client_kind kin
     session->depth = WORLD_ENTRIES;
     session->rows_max = kind == CLIENT_STEADY ? 4 : WORLD_ROWS;
     session->next_ns = world->now_ns;
+    session->serve_ns = 20 + world_random(world, 1000);
+    session->wake_ns = world_random(world, 2) ? 200 + world_random(world, 4000) : 0;
     scheduler_add_session(&world->scheduler, &session->scheduled, user, weight, quota);
     for (uint32_t i = 0; i < world->layers; i++)
         scheduler_init_flow(&session->flows[i], &session->scheduled, &world->layer[i].scheduled);

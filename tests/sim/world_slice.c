@@ -176,9 +176,9 @@ static bool run_between(struct world *world, const struct scheduler_scan *scan,
     while ((next = scheduler_next_short(&world->scheduler, world->now_ns))) {
         WORLD_REQUIRE(world, next != scan && next->layer != scan->layer);
         *between_ns += run_short(world, next);
-        world_take_done(world);
+        world_complete(world);
     }
-    world_take_done(world); /* past their deadlines */
+    world_complete(world); /* past their deadlines */
     world->in_slice = false;
     WORLD_REQUIRE(world, scan->layer == layer && scan->leader == leader);
     WORLD_REQUIRE(world, scan->position == position && scan->rows == rows);
@@ -198,6 +198,7 @@ bool world_run_slice(struct world *world)
     bool is_ending = false;
 
     check_windows(world);
+    world->served_ns = 0;
     world_take_done(world); /* past their deadlines */
     if (!scan)
         return false;
@@ -206,7 +207,6 @@ bool world_run_slice(struct world *world)
     if (world->noisy && world_random(world, 3) == 0)
         panels = 1 + (uint32_t)world_random(world, panels);
     made_ns = make_rows(world, scan);
-    world->taken_ns = 0;
     if (made_ns && scan->index < SCHEDULER_LONG_SCANS)
         is_ending = run_between(world, scan, &between_ns);
     while (done < panels) {
@@ -222,7 +222,7 @@ bool world_run_slice(struct world *world)
     world->slices++;
     world->between_ns += between_ns;
     scan->changed = false;
-    scheduler_ran(&world->scheduler, scan, done, ns + world->taken_ns);
-    world_take_done(world);
+    scheduler_ran(&world->scheduler, scan, done, ns + world->served_ns);
+    world_complete(world);
     return true;
 }

@@ -35,16 +35,18 @@ struct executor_scene {
 };
 
 static cpu_set_t executor_scene_cpus;
+static uint64_t executor_scene_wake_ns; /* what executor_config.wake says */
 
 static bool scene_stop(void *owner)
 {
     return ((struct executor_scene *)owner)->stop;
 }
 
-static void scene_wake(void *owner, struct session_ring *ring)
+static uint64_t scene_wake(void *owner, struct session_ring *ring)
 {
     (void)owner;
     LIST_ENTRY(ring, struct executor_client, session.ring)->wakes++;
+    return executor_scene_wake_ns;
 }
 
 static void scene_violate(void *owner, struct session_ring *ring, enum gemmd_status status)

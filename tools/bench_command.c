@@ -34,13 +34,19 @@ static bool choose_cpus(struct command *command, const char *text)
     return true;
 }
 
-static bool parse_seconds(struct command *command, const char *text)
+bool command_parse_real(const char *text, double min, double max, double *out)
 {
     char *end;
 
-    command->seconds = strtod(text, &end);
-    return end != text && !*end && command->seconds >= command->seconds_min &&
-           command->seconds <= (command->seconds_max > 0 ? command->seconds_max : 10);
+    *out = strtod(text, &end);
+    return end != text && !*end && *out >= min && *out <= max;
+}
+
+static bool parse_seconds(struct command *command, const char *text)
+{
+    return command_parse_real(text, command->seconds_min,
+                              command->seconds_max > 0 ? command->seconds_max : 10,
+                              &command->seconds);
 }
 
 /* False: wrong. */

@@ -62,6 +62,9 @@ struct command {
  * leave with *status. */
 bool command_parse(struct command *command, int argc, char **argv, int *status);
 
+/* For a part's own options.  False: no number, or out of range. */
+bool command_parse_real(const char *text, double min, double max, double *out);
+
 /* Where no shape was given. */
 void command_default_shapes(struct command *command, const struct bench_shape *shapes,
                             size_t count);

@@ -105,8 +105,7 @@ static bool apply(void *owner, int id, const char *value)
     struct latency_bench *bench = owner;
 
     (void)id;
-    bench->gap_us = strtod(value, NULL);
-    return bench->gap_us >= 0 && bench->gap_us <= 1000;
+    return command_parse_real(value, 0, 1000, &bench->gap_us);
 }
 
 static int measure(const struct command *command, struct latency_bench *bench)

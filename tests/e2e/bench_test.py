@@ -23,6 +23,7 @@ WRONG = (
     ("path --cpus 0,1,2", "--cpus 0,1,2:", "--cpus W[,C] "),
     ("team --shape 1,2", "--shape 1,2:", "--shape M,N,K "),
     ("operands --rounds 0", "--rounds 0:", "--rounds R "),
+    ("latency --gap-us abc", "--gap-us abc:", "--gap-us T "),
     ("latency now", "now: only options are expected", None),
     ("kernels --weight-bits 9", 'weights have 2 to 8 bits: "9"', None),
     ("kernels --cpu 0,", 'CPUs are A or A,B: "0,"', None),

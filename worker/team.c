@@ -345,7 +345,7 @@ static int start_member(struct team *team, int cpu)
                               .cpu = cpu,
                               .place = (team->member_count + 1) % team->width,
                               .core = &team->config.cores[team->member_count],
-                              .spin_ns = team->config.spin_ns};
+                              .spin_ns = SPIN_NS_MIN};
     member->core->cpu = (uint64_t)cpu;
     error = -pthread_create(&member->thread, NULL, run_member, member);
     if (error)

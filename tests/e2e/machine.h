@@ -28,6 +28,9 @@ unsigned machine_mappings(pid_t pid, const char *text);
 /* CPU time of a process, all threads, in ns as the scheduler counted them. */
 uint64_t machine_cpu_ns(pid_t pid);
 
+/* How often its threads have got a CPU. */
+uint64_t machine_turns(pid_t pid);
+
 /* The thread whose name begins so.  Waits for it: a thread gives itself its name, perhaps after the
  * worker said that it is ready. */
 pid_t machine_thread(pid_t pid, const char *name);

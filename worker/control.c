@@ -221,9 +221,10 @@ static void keep_house(struct control *control, uint64_t now_ns)
         return;
     control->repinned_ns = now_ns;
     mended = repin_threads(control);
-    if (mended != 0)
+    if (mended > 0 || (mended < 0 && !control->cpu_missing))
         log_warn(LOG_TOPIC_WORKER, mended > 0 ? "threads had lost their CPU: a cpuset changed"
                                               : "a thread's CPU is offline or forbidden");
+    control->cpu_missing = mended < 0;
 }
 
 /* ---- the thread ------------------------------------------------------------------------------ */

@@ -75,6 +75,7 @@ struct control {
     uint32_t next_session_id;
     uint64_t worker_epoch; /* differs for each start */
     uint64_t started_ns, idle_since_ns, repinned_ns;
+    bool cpu_missing; /* when the threads were last put back; the log says so once */
     uint64_t verify_faults_seen;
     uint64_t arena_bytes;   /* of all sessions */
     uint64_t staging_bytes; /* of all open uploads */

@@ -197,6 +197,14 @@ static enum gemmd_status check_job(struct session_ring *ring, const struct gemmd
     return gemmd_validate_job_operands(sqe, &layer->shape, ring->arena_bytes);
 }
 
+static bool has_job(const struct session_ring *ring, uint64_t target)
+{
+    for (uint32_t i = 0; i <= ring->sq.mask; i++)
+        if (ring->user_data[i] == target && ring->jobs[i].layer)
+            return true;
+    return false;
+}
+
 /* Ends unfinished jobs of that user_data. */
 static enum gemmd_status cancel(struct executor *executor, struct session_ring *ring,
                                 uint64_t target)
@@ -317,7 +325,8 @@ static uint32_t take_batch(struct executor *executor, struct session_ring *ring,
 
     while (taken < SESSION_BATCH && taken < space && gemmd_sq_take(&ring->sq, &sqe)) {
         taken++;
-        if (sqe.op == GEMMD_OP_CANCEL && executor->between) {
+        /* One that has missed its job, or never had one, ends no slice. */
+        if (sqe.op == GEMMD_OP_CANCEL && executor->between && has_job(ring, sqe.target)) {
             executor->cancelling = ring;
             executor->cancel = sqe;
             break;

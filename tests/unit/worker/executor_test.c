@@ -285,11 +285,11 @@ static void test_seats(void **state)
 
 static struct layer other; /* layer 1: the same weights, short */
 static uint32_t looks;
-static bool cancels;
+static uint64_t cancelled; /* by client 0 meanwhile; 0: none */
 static uint32_t looks_alone; /* before the one that found it */
 
 /* At the second look of a slice of client 0: a short job of client 1 has come; then perhaps a
- * cancel of the job on board, and one behind it. */
+ * cancel, and behind that of the job on board one more. */
 static bool submit_meanwhile(void *owner)
 {
     struct gemmd_sqe sqe = {.op = GEMMD_OP_GEMM, .m = 2, .layer_id = 1, .layer_gen = 1,
@@ -301,12 +301,12 @@ static bool submit_meanwhile(void *owner)
         looks_alone = looks;
     if (++looks == 2)
         executor_scene_submit(&scene.clients[1], &sqe);
-    if (looks == 2 && cancels) {
+    if (looks == 2 && cancelled)
         executor_scene_submit(&scene.clients[0], &(struct gemmd_sqe){
-                                                     .op = GEMMD_OP_CANCEL, .target = 40,
+                                                     .op = GEMMD_OP_CANCEL, .target = cancelled,
                                                      .user_data = 41});
+    if (looks == 2 && cancelled == 40)
         submit(0, 0, 42);
-    }
     for (uint32_t i = 2; i-- > 0;)
         executor_take(&scene.executor, &scene.clients[i].session.ring);
     return false;
@@ -370,7 +370,7 @@ static void run_meanwhile(enum meanwhile kind)
     assert_true(executor_step(&scene.executor));
     expect(1, 50, GEMMD_STATUS_OK);
     check_result(1, 2);
-    assert_int_equal(scene.stats.preempted, cancels);
+    assert_int_equal(scene.stats.preempted, cancelled == 40);
     assert_false(executor_scene_complete(&scene.clients[1], &cqe));
 }
 
@@ -378,7 +378,7 @@ static void run_meanwhile(enum meanwhile kind)
 static void test_between_chunks(void **state)
 {
     (void)state;
-    cancels = false;
+    cancelled = 0;
     for (enum meanwhile kind = PLAIN; kind <= S4_PAUSING; kind++) {
         run_meanwhile(kind);
         expect(0, 40, GEMMD_STATUS_OK);
@@ -398,13 +398,28 @@ static void test_between_chunks(void **state)
 static void test_cancel_between_chunks(void **state)
 {
     (void)state;
-    cancels = true;
+    cancelled = 40;
     for (enum meanwhile kind = PLAIN; kind <= S4_PAUSING; kind++) {
         run_meanwhile(kind);
         expect(0, 40, GEMMD_STATUS_CANCELLED);
         expect(0, 41, GEMMD_STATUS_OK);
         executor_take(&scene.executor, &scene.clients[0].session.ring);
         expect(0, 42, GEMMD_STATUS_OK);
+        executor_scene_close(&scene);
+    }
+}
+
+/* One that finds no job is answered there and then, and cuts nothing. */
+static void test_miss_between_chunks(void **state)
+{
+    (void)state;
+    cancelled = 99;
+    for (enum meanwhile kind = PLAIN; kind <= S4_PAUSING; kind++) {
+        run_meanwhile(kind);
+        expect(0, 41, GEMMD_STATUS_CANCEL_MISSED);
+        expect(0, 40, GEMMD_STATUS_OK);
+        check_result(0, ROWS);
+        assert_int_equal(scene.stats.slices, 2);
         executor_scene_close(&scene);
     }
 }
@@ -470,6 +485,7 @@ int main(void)
         cmocka_unit_test(test_taken_away),
         cmocka_unit_test(test_between_chunks),
         cmocka_unit_test(test_cancel_between_chunks),
+        cmocka_unit_test(test_miss_between_chunks),
         cmocka_unit_test(test_room),
         cmocka_unit_test(test_wakes),
     };

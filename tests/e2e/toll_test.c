@@ -18,8 +18,9 @@
 #include "tests/e2e/machine.h"
 #include "tests/e2e/raw.h"
 
-/* Of its due, per mille. */
-#define RATE_MIN 950
+/* Of its due, per mille: beside one session, and beside many, where runs differ by a tenth. */
+#define RATE_MIN      950
+#define RATE_MIN_MANY 900
 
 enum {
     N = 1024,
@@ -227,14 +228,14 @@ static void check(const char *name, enum hostile kind)
         harness_skip("a sanitized worker's time is spent on other things than jobs");
     for (uint32_t sessions = 1; sessions <= SESSIONS_MAX; sessions *= SESSIONS_MAX) {
         const struct greedy greedy = {sessions, kind == MISSES ? 4096 : 256};
-        double rate = 0;
+        double min = sessions > 1 ? RATE_MIN_MANY : RATE_MIN, rate = 0;
 
-        for (int attempt = 0; attempt < 5 && rate * 1000 < RATE_MIN; attempt++) {
+        for (int attempt = 0; attempt < 5 && rate * 1000 < min; attempt++) {
             rate = measure(kind, &greedy);
             print_message("%s of %u sessions: the honest one had %.1f %% of its due\n", name,
                           sessions, rate * 100);
         }
-        assert_true(rate * 1000 >= RATE_MIN);
+        assert_true(rate * 1000 >= min);
     }
 }
 

@@ -8,7 +8,6 @@
 #include "tests/harness.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -426,25 +425,11 @@ static void test_latency_beside_flood(void **state)
 
 static int start(void **state)
 {
-    static const char *arguments[] = {"--cpus", NULL, "--allow-uid", "1001", "--uid-weight",
-                                      "1001:3", NULL};
-    static char cpu[16];
-    cpu_set_t cpus, rest;
-    int last = 0;
+    static const char *const arguments[] = {"--allow-uid", "1001", "--uid-weight", "1001:3", NULL};
 
     (void)state;
-    sched_getaffinity(0, sizeof(cpus), &cpus);
-    rest = cpus;
-    for (int i = 0; i < CPU_SETSIZE; i++)
-        if (CPU_ISSET(i, &cpus))
-            last = i;
-    snprintf(cpu, sizeof(cpu), "%d", last);
-    arguments[1] = cpu;
-    harness_start(&worker, arguments, NULL);
+    machine_start_apart(&worker, arguments);
     REQUIRE(chmod(worker.directory, 0755) == 0);
-    CPU_CLR(last, &rest);
-    if (CPU_COUNT(&rest))
-        sched_setaffinity(0, sizeof(rest), &rest);
     return 0;
 }
 

@@ -143,6 +143,27 @@ uint64_t machine_cpu_ns(pid_t pid)
     return ns;
 }
 
+void machine_start_apart(struct harness_worker *worker, const char *const *arguments)
+{
+    const char *all[11] = {"--cpus"};
+    char cpu[16];
+    cpu_set_t rest;
+    int last = 0, count = 2;
+
+    REQUIRE(sched_getaffinity(0, sizeof(rest), &rest) == 0);
+    for (int i = 0; i < CPU_SETSIZE; i++)
+        if (CPU_ISSET(i, &rest))
+            last = i;
+    snprintf(cpu, sizeof(cpu), "%d", last);
+    all[1] = cpu;
+    while (*arguments && count < 10)
+        all[count++] = *arguments++;
+    harness_start(worker, all, NULL);
+    CPU_CLR(last, &rest);
+    if (CPU_COUNT(&rest))
+        sched_setaffinity(0, sizeof(rest), &rest);
+}
+
 uint64_t machine_turns(pid_t pid)
 {
     uint64_t ns, turns;

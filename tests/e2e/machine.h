@@ -28,6 +28,12 @@ unsigned machine_mappings(pid_t pid, const char *text);
 /* CPU time of a process, all threads, in ns as the scheduler counted them. */
 uint64_t machine_cpu_ns(pid_t pid);
 
+struct harness_worker;
+
+/* Starts a worker of the last allowed CPU; this process and its children take the others if there
+ * are any.  At most 8 more arguments, ended by NULL. */
+void machine_start_apart(struct harness_worker *worker, const char *const *arguments);
+
 /* How often its threads have got a CPU. */
 uint64_t machine_turns(pid_t pid);
 
